@@ -1,0 +1,77 @@
+"""What a caller asks of the engine, and what it gets back: token ids, never text.
+
+Everything here is frozen, crosses the process boundary as msgpack, and was validated by the
+server before it got here: the engine does not check it again.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # the last token is one of `stop_token_ids`
+    LENGTH = "length"  # `max_tokens` tokens were generated
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How tokens are chosen. Field meanings and ranges: the table in the README's API section.
+
+    Order of operations on a row of fp32 logits: the raw log-softmax is what `num_logprobs` reports;
+    then ids at or above the engine's `num_real_tokens` are banned, `allowed_token_ids`, `logit_bias`,
+    `bad_words` and (before `min_tokens`) `stop_token_ids` are applied, then the penalties, then
+    temperature, then top_k, top_p and min_p. Temperature 0 is argmax after penalties and bias.
+    """
+
+    max_tokens: int  # generated tokens at most; 0 scores the prompt only
+    seed: int  # int64; always set: the server draws one for requests without
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    presence_penalty: float = 0.0  # over generated tokens
+    frequency_penalty: float = 0.0  # over generated tokens
+    stop_token_ids: tuple[int, ...] = ()  # EOS ids included, unless the caller ignores EOS
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()  # id sequences that are never completed
+    num_logprobs: int | None = None  # None: none; 0: the sampled token's; k: the top k besides
+    num_prompt_logprobs: int | None = None  # the same, of every prompt token
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One sequence to generate. `id` is the server's own and unique; `n` choices are n requests."""
+
+    id: str
+    prompt_ids: tuple[int, ...]  # at least one
+    sampling: SamplingParams
+    priority: int = 0  # lower runs first; ties in order of arrival
+
+    @property
+    def max_total_tokens(self) -> int:
+        return len(self.prompt_ids) + self.sampling.max_tokens
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural-log probabilities of one position under the raw model distribution."""
+
+    logprob: float  # of the token that is there
+    rank: int  # 1: the most likely token
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), falling, `num_logprobs` of them
+
+
+class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
+    """What became known of one request in one step.
+
+    A request that is not cancelled ends in exactly one delta with a `finish`, or in one error.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]  # new output tokens, a final stop token included; may be empty
+    finish: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token when asked for
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()  # in the first delta; [0] is None
+    num_cached_tokens: int = 0  # prompt tokens that were not computed; in the first delta
+    queue_s: float = 0.0  # from submit to the first planned step; in the first delta
