@@ -1,4 +1,4 @@
-"""Frozen configurations. `ModelConfig` is read from a checkpoint; `EngineConfig` from the command line.
+"""Frozen configurations: `ModelConfig` comes from a checkpoint, `EngineConfig` from the caller.
 
 No torch here: the server reads these too.
 """
@@ -20,7 +20,7 @@ SUPPORTED_ARCHITECTURES = (
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The text model of a Qwen3.5-family checkpoint: every field the engine needs, none it does not."""
+    """The text model of a Qwen3.5-family checkpoint: every field the engine needs, no other."""
 
     architecture: str
     vocab_size: int
@@ -77,7 +77,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.num_full_layers * PAGE_TOKENS * per_token
 
     def state_bytes(self, conv_dtype_bytes: int) -> int:
-        """Bytes of one sequence's recurrent (fp32) and convolution state over all DeltaNet layers."""
+        """Bytes of one sequence's recurrent (fp32) and conv state over all DeltaNet layers."""
         recurrent = (
             4 * self.linear_num_value_heads * self.linear_key_head_dim * self.linear_value_head_dim
         )

@@ -32,7 +32,7 @@ class Admit:
 class Slice:
     """`num_tokens` consecutive tokens of one sequence from position `start`.
 
-    A prefill slice starts on the grid of `PAGE_TOKENS`, and ends on it unless it ends the known ids.
+    A prefill slice starts on the grid of `PAGE_TOKENS` and ends on it, or at the known ids' end.
     """
 
     request_id: str
@@ -65,6 +65,6 @@ class StepPlan:
 class StepResult:
     token_ids: tuple[int, ...]  # one per slice in `plan.sampled`
     logprobs: tuple[TokenLogprobs | None, ...]  # one per slice in `plan.sampled`; None: not asked
-    # For each slice with `scores_prompt`, in order: logprobs of ids[start + 1 : start + num_tokens + 1]
-    # as far as these are prompt tokens.
+    # For each slice with `scores_prompt`, in order: the logprobs of
+    # ids[start + 1 : start + num_tokens + 1], as far as these are prompt tokens.
     prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()

@@ -17,10 +17,11 @@ class FinishReason(StrEnum):
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How tokens are chosen. Field meanings and ranges: the table in the README's API section.
 
-    Order of operations on a row of fp32 logits: the raw log-softmax is what `num_logprobs` reports;
-    then ids at or above the engine's `num_real_tokens` are banned, `allowed_token_ids`, `logit_bias`,
-    `bad_words` and (before `min_tokens`) `stop_token_ids` are applied, then the penalties, then
-    temperature, then top_k, top_p and min_p. Temperature 0 is argmax after penalties and bias.
+    Order of operations on a row of fp32 logits: ids at or above the engine's `num_real_tokens` are
+    banned; the log-softmax of that is what `num_logprobs` reports; then the penalties, then
+    `logit_bias`, `allowed_token_ids`, `bad_words` and (before `min_tokens`) the ban of
+    `stop_token_ids`; then temperature, then top_k, top_p and min_p, each on what the one before
+    left. Temperature 0 is the argmax before temperature.
     """
 
     max_tokens: int  # generated tokens at most; 0 scores the prompt only
