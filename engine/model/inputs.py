@@ -1,0 +1,50 @@
+"""What the model computes on: one step's ragged batch as tensors, and the caches it reads and writes.
+
+Letters, here and in every model and kernel file:
+T tokens of the step, B decode rows, S prefill slices, M pages per table row (padded with page 0),
+D hidden size, H query heads, G key/value heads, E attention head dim, R rotary dims,
+N value heads and K/V key/value dims of the DeltaNet, C convolution channels (packed Q | K | V),
+W convolution kernel width, X = W - 1 saved columns, P pages or slots of a pool, O tokens per page,
+F expert or FFN width, J experts.
+
+Rows: the B decode rows come first, one token each; then the S prefill slices, packed one after another.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    token_id_T: torch.Tensor  # int64
+    position_T: torch.Tensor  # int64, from the start of the sequence
+    location_T: torch.Tensor  # int64: page * PAGE_TOKENS + offset, where the token's K and V go
+
+    decode_slot_B: torch.Tensor  # int64
+    decode_length_B: torch.Tensor  # int32: tokens of the sequence with this one
+    decode_page_BM: torch.Tensor  # int32
+
+    prefill_slot_S: torch.Tensor  # int64
+    prefill_start_S: torch.Tensor  # int32: position of the slice's first token; 0 means zero state
+    prefill_offset_S1: torch.Tensor  # int32: rows of slice s are B + offset[s] .. B + offset[s + 1]
+    prefill_page_SM: torch.Tensor  # int32
+
+    @property
+    def num_decodes(self) -> int:
+        return self.decode_slot_B.shape[0]
+
+    @property
+    def num_prefills(self) -> int:
+        return self.prefill_slot_S.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """The bytes behind pages and slots. Page 0 and slot 0 are scratch."""
+
+    kv_LP2GOE: tuple[torch.Tensor, ...]  # one [P, 2, G, O, E] per attention layer; 0: K, 1: V
+    conv_LPCX: tuple[
+        torch.Tensor, ...
+    ]  # one [P, C, X] per DeltaNet layer: raw columns, oldest first
+    state_LPNKV: tuple[torch.Tensor, ...]  # one [P, N, K, V] per DeltaNet layer, fp32
