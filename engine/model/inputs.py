@@ -1,4 +1,4 @@
-"""What the model computes on: one step's ragged batch as tensors, and the caches it reads and writes.
+"""What the model computes on: one step as a ragged batch of tensors, and the caches behind it.
 
 Letters, here and in every model and kernel file:
 T tokens of the step, B decode rows, S prefill slices, M pages per table row (padded with page 0),
@@ -7,7 +7,7 @@ N value heads and K/V key/value dims of the DeltaNet, C convolution channels (pa
 W convolution kernel width, X = W - 1 saved columns, P pages or slots of a pool, O tokens per page,
 F expert or FFN width, J experts.
 
-Rows: the B decode rows come first, one token each; then the S prefill slices, packed one after another.
+Rows: the B decode rows come first, one token each; then the S prefill slices, packed.
 """
 
 from dataclasses import dataclass
