@@ -1,0 +1,205 @@
+"""Plan, launch, commit, one step ahead: step N+1 is planned and launched while step N computes.
+
+Owns the clock of the engine process: queue times, the queue timeout and heartbeats. The scheduler
+decides, the runner computes, the mailbox carries; this file only lets them take turns, in one
+thread.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from engine.client import EngineStats
+from engine.errors import CallerError, EngineError, QueueTimeout, RequestFailed
+from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
+from engine.memory import PagePool, SlotPool
+from engine.plan import StepPlan, StepResult
+from engine.request import TokenDelta
+from engine.scheduler import Scheduler
+
+MAX_FAILED_STEPS = 3  # in a row; then the device, and not a request, is at fault
+
+_log = logging.getLogger(__name__)
+
+
+class StepHandle(Protocol):
+    """A launched step."""
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        """Wait for the step. Raises TimeoutError after `timeout` seconds, or what it raised."""
+        ...
+
+
+class Launcher(Protocol):
+    def launch(self, plan: StepPlan) -> StepHandle:
+        """Queue a step behind those launched before and return at once."""
+        ...
+
+
+class Mailbox(Protocol):
+    """Where submits and cancels come from, and deltas, failures and heartbeats go."""
+
+    def receive(self, timeout_s: float) -> Iterable[Submit | Cancel]:
+        """All that is there; waits up to `timeout_s` for the first."""
+        ...
+
+    def send(self, message: Deltas | Failed | Heartbeat) -> None: ...
+
+
+class EngineLoop:
+    def __init__(
+        self,
+        pages: PagePool,
+        slots: SlotPool,
+        runner: Launcher,
+        mailbox: Mailbox,
+        *,
+        max_step_tokens: int,
+        max_waiting: int,
+        queue_timeout_s: float,
+    ) -> None:
+        self._pages = pages
+        self._slots = slots
+        self._scheduler = Scheduler(
+            pages, slots, max_step_tokens=max_step_tokens, max_waiting=max_waiting
+        )
+        self._runner = runner
+        self._mailbox = mailbox
+        self._queue_timeout_s = queue_timeout_s
+        self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
+        self._submitted_at: dict[str, float] = {}  # of requests that were in no plan yet
+        self._queue_s: dict[str, float] = {}  # of requests whose first delta is not out
+        self._num_steps = 0
+        self._num_failed_steps = 0  # in a row
+        self._step_tokens: list[int] = []
+        self._step_s: list[float] = []
+        self._step_began = 0.0
+        self._heartbeat_at = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work or bool(self._in_flight)
+
+    def run(self) -> None:
+        """Serve until the process ends, or a run of failed steps shows the device is broken."""
+        while True:
+            self.turn()
+
+    def turn(self) -> None:
+        """One round: hear what is new, launch a step, and settle the one before it."""
+        for message in self._mailbox.receive(0.0 if self.has_work else HEARTBEAT_S):
+            match message:
+                case Submit(request):
+                    try:
+                        self._scheduler.submit(request)
+                        self._submitted_at[request.id] = time.monotonic()
+                    except CallerError as refusal:
+                        self._send_failure(request.id, refusal)
+                case Cancel(request_id):
+                    self._forget(request_id)
+        self._expire_queue()
+        plan = self._scheduler.plan()
+        if plan is not None:
+            self._note_planned(plan)
+            self._in_flight.append((plan, self._runner.launch(plan)))
+        if len(self._in_flight) > (1 if plan is not None else 0):
+            self._settle(*self._in_flight.popleft())
+        self._beat()
+
+    def _settle(self, plan: StepPlan, handle: StepHandle) -> None:
+        try:
+            result = self._wait(handle)
+        except Exception as error:  # the runner's, whatever it is: contained here, never lost
+            self._contain(plan, error)
+            return
+        self._num_failed_steps = 0
+        self._num_steps += 1
+        now = time.monotonic()
+        self._step_tokens.append(plan.num_tokens)
+        self._step_s.append(now - self._step_began)
+        self._step_began = now
+        deltas = self._scheduler.commit(plan, result)
+        if deltas:
+            self._mailbox.send(Deltas(tuple(self._with_queue_time(delta) for delta in deltas)))
+
+    def _wait(self, handle: StepHandle) -> StepResult:
+        while True:
+            try:
+                return handle.result(timeout=HEARTBEAT_S)
+            except TimeoutError:
+                self._beat()  # the loop is well; whether the step is, the step counter tells
+
+    def _contain(self, plan: StepPlan, error: Exception) -> None:
+        """A failed step costs one request; several in a row are the engine's death."""
+        self._num_failed_steps += 1
+        if self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise error
+        failed = self._scheduler.fail(plan)
+        _log.error(
+            "a step of %d tokens failed; request %s is given up, the others are recomputed",
+            plan.num_tokens,
+            failed,
+            exc_info=error,
+        )
+        if failed is not None:
+            self._queue_s.pop(failed, None)
+            self._send_failure(failed, RequestFailed("the engine could not compute this request"))
+
+    def _expire_queue(self) -> None:
+        """Requests that no plan has touched in time are refused. Oldest first, so stop early."""
+        deadline = time.monotonic() - self._queue_timeout_s
+        for request_id, submitted_at in list(self._submitted_at.items()):
+            if submitted_at > deadline:
+                break
+            self._forget(request_id)
+            message = f"no capacity came free within {self._queue_timeout_s:g} s"
+            self._send_failure(request_id, QueueTimeout(message))
+
+    def _forget(self, request_id: str) -> None:
+        self._scheduler.cancel(request_id)
+        self._submitted_at.pop(request_id, None)
+        self._queue_s.pop(request_id, None)
+
+    def _note_planned(self, plan: StepPlan) -> None:
+        now = time.monotonic()
+        if not self._in_flight:
+            self._step_began = now
+        if plan.admits:
+            for part in plan.slices:
+                submitted_at = self._submitted_at.pop(part.request_id, None)
+                if submitted_at is not None:
+                    self._queue_s[part.request_id] = now - submitted_at
+
+    def _with_queue_time(self, delta: TokenDelta) -> TokenDelta:
+        queue_s = self._queue_s.pop(delta.request_id, None)
+        return delta if queue_s is None else msgspec.structs.replace(delta, queue_s=queue_s)
+
+    def _send_failure(self, request_id: str, error: EngineError) -> None:
+        self._mailbox.send(Failed(request_id, error.code, str(error)))
+
+    def _beat(self) -> None:
+        """Say how things are: often enough for gauges, at once when work begins or ends."""
+        now = time.monotonic()
+        idle = not self.has_work
+        if now - self._heartbeat_at < HEARTBEAT_S and not (idle and self._step_tokens):
+            return
+        self._heartbeat_at = now
+        stats = EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_pages_used=self._pages.num_used,
+            num_pages=self._pages.num_pages,
+            num_slots_used=self._slots.num_used,
+            num_slots=self._slots.num_slots,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_steps=self._num_steps,
+            new_step_tokens=tuple(self._step_tokens),
+            new_step_s=tuple(self._step_s),
+        )
+        self._step_tokens.clear()
+        self._step_s.clear()
+        self._mailbox.send(Heartbeat(stats, has_work=not idle))

@@ -1,0 +1,147 @@
+"""The engine process: load, warm up, then turn the loop until the parent goes away.
+
+Started by `engine.process` with one `Start` frame on standard input, which then stays open as a
+lifeline: when it closes, the parent is gone and this process ends at once, whatever it is doing.
+Signals are the parent's business: Ctrl-C in a terminal reaches the whole process group, and the
+parent may still be draining.
+"""
+
+import os
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from engine.client import EngineInfo
+from engine.config import EngineConfig, MemoryPlan
+from engine.ipc import Cancel, Deltas, Failed, Heartbeat, Start, Submit
+from engine.loop import EngineLoop, Launcher
+from engine.mailbox import SocketMailbox
+from engine.memory import PagePool, SlotPool
+from engine.plan import PAGE_TOKENS
+from engine.request import Request, SamplingParams
+
+_STDIN = 0  # the descriptor: a buffered reader would hold a lock at exit
+EXIT_BAD_CONFIG = 78  # EX_CONFIG: trying again would fail again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A loaded model, ready to step."""
+
+    runner: Launcher
+    memory: MemoryPlan
+    info: EngineInfo
+    num_real_tokens: int
+
+
+def main(build: Callable[[EngineConfig], Built]) -> None:
+    """Run an engine process to its end. `build` raises ValueError for what the user can mend."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    start = read_start(_STDIN)
+    threading.Thread(target=_exit_at_eof, args=(_STDIN,), daemon=True).start()
+    try:
+        built = build(start.config)
+    except ValueError as error:
+        print(f"deltaserve: error: {error}", file=sys.stderr, flush=True)
+        os._exit(EXIT_BAD_CONFIG)
+    warm_up(built)
+    _make_loop(built, SocketMailbox(start.address, built.info), start.config).run()
+
+
+def start_frame(start: Start) -> bytes:
+    """The bytes `read_start` reads."""
+    frame = msgspec.msgpack.encode(start)
+    return struct.pack("<I", len(frame)) + frame
+
+
+def read_start(fd: int) -> Start:
+    (length,) = struct.unpack("<I", _read_exactly(fd, 4))
+    return msgspec.msgpack.decode(_read_exactly(fd, length), type=Start)
+
+
+def _read_exactly(fd: int, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        piece = os.read(fd, length - len(data))
+        if not piece:
+            sys.exit("deltaserve: error: the engine process was started without a configuration")
+        data += piece
+    return data
+
+
+def warm_up(built: Built) -> None:
+    """Generate through the real loop, twice, and compare: ready then means fast and right.
+
+    Raises RuntimeError if the two runs differ, do not end or leave anything behind.
+    """
+    first, second = _generate(built), _generate(built)
+    if first != second or not all(len(ids) == _WARM_UP_TOKENS for ids in first):
+        raise RuntimeError(f"the warm-up generations differ or are cut: {first} and {second}")
+
+
+_WARM_UP_TOKENS = 4
+
+
+def _generate(built: Built) -> list[list[int]]:
+    """Greedy output of a short and a longer prompt, batched."""
+    memory = built.memory
+    fits = min(memory.max_model_len, memory.num_kv_tokens)
+    longest = min(PAGE_TOKENS + 1, fits - _WARM_UP_TOKENS)
+    mailbox = _WarmUpMailbox(
+        [
+            Request(
+                id=f"warm-up-{length}",
+                prompt_ids=tuple(i % built.num_real_tokens for i in range(length)),
+                sampling=SamplingParams(max_tokens=_WARM_UP_TOKENS, seed=0, temperature=0.0),
+            )
+            for length in sorted({1, max(1, longest)})[: memory.num_slots]
+        ]
+    )
+    loop = _make_loop(built, mailbox, None)
+    loop.turn()
+    while loop.has_work:
+        loop.turn()
+    return list(mailbox.outputs.values())
+
+
+@dataclass(slots=True)
+class _WarmUpMailbox:
+    requests: list[Request]
+    outputs: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+
+    def receive(self, timeout_s: float) -> Iterable[Submit | Cancel]:
+        requests, self.requests = self.requests, []
+        return [Submit(request) for request in requests]
+
+    def send(self, message: Deltas | Failed | Heartbeat) -> None:
+        if isinstance(message, Failed):
+            raise RuntimeError(f"the warm-up generation failed: {message.message}")
+        if isinstance(message, Deltas):
+            for delta in message.deltas:
+                self.outputs.setdefault(delta.request_id, []).extend(delta.token_ids)
+
+
+def _make_loop(
+    built: Built, mailbox: SocketMailbox | _WarmUpMailbox, config: EngineConfig | None
+) -> EngineLoop:
+    return EngineLoop(
+        PagePool(built.memory.num_pages),
+        SlotPool(built.memory.num_slots),
+        built.runner,
+        mailbox,
+        max_step_tokens=built.memory.max_step_tokens,
+        max_waiting=config.max_waiting if config else 2,
+        queue_timeout_s=config.queue_timeout_s if config else 3600.0,
+    )
+
+
+def _exit_at_eof(fd: int) -> None:
+    while os.read(fd, 4096):
+        pass
+    os._exit(0)
