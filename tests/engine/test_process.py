@@ -204,6 +204,20 @@ def test_a_step_that_raises_costs_one_request() -> None:
     run(test)
 
 
+def test_steps_that_fail_one_after_another_end_the_engine() -> None:
+    async def test() -> None:
+        async with started() as engine:
+            bad = [with_ids(make_request(f"b{i}", 5, 5), fake_worker.RAISES) for i in range(3)]
+            errors = await asyncio.gather(
+                *(generate(engine, request) for request in bad), return_exceptions=True
+            )
+            assert {type(error) for error in errors} == {RequestFailed, EngineDied}
+            await until(lambda: engine.state == "ready")
+            assert engine.stats.num_restarts == 1
+
+    run(test)
+
+
 def test_an_engine_that_keeps_dying_is_given_up() -> None:
     async def test() -> None:
         given_up = asyncio.Event()
