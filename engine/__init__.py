@@ -1,7 +1,7 @@
 """Token ids in, token ids out. All the server may use; none of it loads torch."""
 
 from engine.client import EngineClient, EngineInfo, EngineState, EngineStats
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig, MemoryPlan, ModelConfig
 from engine.errors import (
     CallerError,
     EngineDied,
@@ -13,6 +13,8 @@ from engine.errors import (
     RequestFailed,
     RequestTooLong,
 )
+from engine.host_memory import available_bytes
+from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "EngineState",
     "EngineStats",
     "FinishReason",
+    "MemoryPlan",
     "ModelConfig",
     "QueueFull",
     "QueueTimeout",
@@ -36,4 +39,6 @@ __all__ = [
     "SamplingParams",
     "TokenDelta",
     "TokenLogprobs",
+    "available_bytes",
+    "plan_memory",
 ]

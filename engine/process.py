@@ -99,8 +99,7 @@ class EngineProcess:
         self._socket: zmq.asyncio.Socket | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._heard_at = 0.0
-        self._moved_at = 0.0
+        self._moved = False  # the engine said that it is idle or made a step, since the last look
 
     @property
     def state(self) -> EngineState:
@@ -226,8 +225,9 @@ class EngineProcess:
     async def _watch(
         self, child: asyncio.subprocess.Process, receiver: "asyncio.Task[None]"
     ) -> str:
-        """Wait for the child's end, a stall, or a broken frame; return what it was."""
+        """Wait for the child to end, to stall, or to send a broken frame; return what it was."""
         exited = asyncio.create_task(child.wait())
+        still_s, looked_at = 0.0, time.monotonic()
         try:
             while True:
                 await asyncio.wait(
@@ -246,7 +246,10 @@ class EngineProcess:
                 if receiver.done():
                     _log.error("reading from the engine failed", exc_info=receiver.exception())
                     return "the engine process sent a broken frame"
-                still_s = time.monotonic() - min(self._heard_at, self._moved_at)
+                # Time in which this loop did not turn, either, proves nothing against the engine.
+                now = time.monotonic()
+                still_s = 0.0 if self._moved else still_s + min(now - looked_at, 2 * WATCH_PERIOD_S)
+                looked_at, self._moved = now, False
                 if self._state == "ready" and still_s > self._stall_limit_s:
                     child.kill()
                     return f"the engine process made no progress for {still_s:.0f} s"
@@ -274,15 +277,14 @@ class EngineProcess:
                 case Ready(info):
                     self._info = info
                     self._stats = EngineStats(num_pages=info.num_pages, num_slots=info.num_slots)
-                    self._heard_at = self._moved_at = time.monotonic()
+                    self._moved = True
                     self._state = "ready"
                     if not first_ready.done():
                         first_ready.set_result(info)
 
     def _note_heartbeat(self, stats: EngineStats, has_work: bool) -> None:
-        self._heard_at = time.monotonic()
         if not has_work or stats.num_steps != self._stats.num_steps:
-            self._moved_at = self._heard_at
+            self._moved = True
         self._stats = stats
         if self._on_stats is not None:
             self._on_stats(self.stats)

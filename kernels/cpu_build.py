@@ -1,0 +1,174 @@
+"""Compiles each operation's `cpu.cpp` once per machine, keeps the result, and calls it by ctypes.
+
+The sources need a C++17 compiler and nothing else: no torch headers, so a build takes seconds. The
+shared object lives in a private folder (0700, ours) under a name that hashes the sources, the
+flags, the compiler's version and the CPU, so a changed source, an upgraded compiler or a home
+folder shared between machines never loads the wrong one. It is moved into place whole: processes
+that build at the same time do the work twice and harm nothing. Where there is no compiler, or it
+fails, one warning says so and the operations fall back to their plain-torch references.
+
+GCC's OpenMP is linked by the soname of the copy torch has already loaded, so both share one team of
+threads. Clang brings another runtime; its builds go without.
+"""
+
+import concurrent.futures
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch  # before any dlopen of ours: it brings the OpenMP runtime
+
+logger = logging.getLogger(__name__)
+
+Functions = dict[tuple[str, torch.dtype], Callable[..., None]]
+
+OPERATIONS = ("fused_moe", "gated_delta", "linear", "norm_rope", "paged_attention")
+_FOLDER = Path(__file__).parent
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-w")
+_BUILD_TIMEOUT_S = 300
+
+
+def load(operation: str, signatures: Mapping[str, str]) -> Functions:
+    """The compiled functions of `kernels/<operation>/cpu.cpp`, for fp32 and bf16.
+
+    A signature is one letter per argument: `p` pointer, `i` int64, `f` float; function `name` is
+    exported as `name_f32` and `name_bf16`. Empty where nothing can be compiled.
+    """
+    path = _built(operation)
+    if path is None:
+        return {}
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        _warn(f"{path} does not load: {error}")
+        return {}
+    functions: Functions = {}
+    for name, signature in signatures.items():
+        for suffix, dtype in _DTYPES.items():
+            function: Any = library[f"{name}_{suffix}"]
+            function.argtypes = [_TYPES[letter] for letter in signature]
+            function.restype = None
+            functions[name, dtype] = function
+    return functions
+
+
+def build_all() -> bool:
+    """Compile whatever is not compiled yet, in parallel. False: the references will be used."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return all(path is not None for path in pool.map(_built, OPERATIONS))
+
+
+def with_dense_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if all but its first dimension lie together, so that one row stride says all."""
+    size = 1
+    for length, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if stride != size and length != 1:
+            return x.contiguous()
+        size *= length
+    return x
+
+
+def _built(operation: str) -> Path | None:
+    """The shared object of one operation, compiled now if it is not there yet."""
+    compiler = _compiler()
+    folder = _cache_folder()
+    if compiler is None or folder is None:
+        return None
+    source = _FOLDER / operation / "cpu.cpp"
+    path, version = compiler
+    native = ["-march=native"] + ([] if "clang" in version else ["-fopenmp"])
+    sources = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob("*.h"))))
+    key = hashlib.sha256()
+    for part in (sources, version.encode(), _cpu().encode(), " ".join((*_FLAGS, *native)).encode()):
+        key.update(hashlib.sha256(part).digest())
+    target = folder / f"{operation}-{key.hexdigest()[:24]}.so"
+    if target.exists():
+        return target
+    errors = ""
+    for extra in (native, []):  # the second for compilers that know neither flag
+        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
+            unfinished = Path(scratch) / target.name
+            command = [path, *_FLAGS, *extra, str(source), "-o", str(unfinished)]
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                errors = str(error)
+                continue
+            if done.returncode == 0:
+                os.replace(unfinished, target)
+                return target
+            errors = done.stderr
+    first_error = next((line for line in errors.splitlines() if "error" in line), errors.strip())
+    _warn(f"compiling {source} failed: {first_error}")
+    return None
+
+
+@functools.cache
+def _compiler() -> tuple[str, str] | None:
+    """Path and version text of the first C++ compiler that answers."""
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            try:
+                done = subprocess.run(
+                    [path, "--version"], capture_output=True, text=True, timeout=60, check=True
+                )
+            except (OSError, subprocess.SubprocessError):
+                continue
+            return path, done.stdout
+    _warn("no C++ compiler (c++, g++ or clang++) was found")
+    return None
+
+
+@functools.cache
+def _cpu() -> str:
+    """What `-march=native` depends on."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    lines = re.findall(
+        r"^(?:model name|flags|Features|CPU implementer|CPU part)\s*:.*$", text, re.MULTILINE
+    )
+    return "\n".join([platform.machine(), *sorted(set(lines))])
+
+
+@functools.cache
+def _cache_folder() -> Path | None:
+    """A folder only this user can write: what lies there is run."""
+    candidates = [Path(tempfile.gettempdir()) / f"deltaserve-kernels-{os.getuid()}"]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        candidates.insert(0, Path.home() / ".cache" / "deltaserve" / "kernels")
+    for folder in candidates:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            about = folder.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
+                folder.chmod(0o700)
+                with tempfile.TemporaryFile(dir=folder):
+                    return folder
+        except OSError:
+            continue
+    _warn(f"none of {', '.join(map(str, candidates))} is a folder of ours that can be written")
+    return None
+
+
+@functools.cache
+def _warn(reason: str) -> None:
+    """Once per reason."""
+    logger.warning("CPU kernels run as plain torch, which is several times slower: %s", reason)

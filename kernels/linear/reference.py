@@ -1,0 +1,33 @@
+"""What a linear layer means, with the same bits for a row alone and in a crowd.
+
+torch picks routines, and ways to share work among threads, by the number of rows: on a CPU in fp32
+below 8 rows, at 9 rows with two threads, and for a single output column at any number; in bf16 for
+a few columns. So every product here is one of exactly 8 rows and at least 8 columns, with zeros
+where there are fewer.
+"""
+
+import torch
+from torch.nn import functional
+
+from kernels.elementwise import silu
+
+_BLOCK_ROWS = 8
+_MIN_COLUMNS = 8
+
+
+def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor) -> torch.Tensor:
+    T, F = x_TD.shape[0], weight_FD.shape[0]
+    y_TF = x_TD.new_empty(T, F)
+    weight_FD = functional.pad(weight_FD, (0, 0, 0, max(0, _MIN_COLUMNS - F)))
+    for first in range(0, T, _BLOCK_ROWS):
+        rows = slice(first, min(T, first + _BLOCK_ROWS))
+        block_TD = x_TD.new_zeros(_BLOCK_ROWS, x_TD.shape[1])
+        block_TD[: rows.stop - first] = x_TD[rows]
+        y_TF[rows] = functional.linear(block_TD, weight_FD)[: rows.stop - first, :F]
+    return y_TF
+
+
+def swiglu_mlp(x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor) -> torch.Tensor:
+    gate_TF, up_TF = linear(x_TD, gate_up_FD).float().chunk(2, dim=-1)
+    hidden_TF = (silu(gate_TF) * up_TF).to(x_TD.dtype)
+    return linear(hidden_TF, down_DF)

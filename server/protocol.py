@@ -1,0 +1,293 @@
+"""The wire shapes of requests, field names verbatim, and the one way to read them.
+
+Rules of every model here: unknown fields are ignored; an explicit null means the default; types are
+strict (an integer passes for a float, and nothing else passes for anything). Ranges that depend on
+nothing but the field stand here; what depends on the model or on another field is `validate`'s.
+
+Fields typed `Unsupported` are ones that clients of other servers send and that would change the
+output: they are named so that `validate` can refuse them instead of ignoring them.
+"""
+
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from server.errors import BadRequest
+
+MAX_MESSAGES = 4096
+MAX_PROMPTS = 128
+MAX_CHOICES = 16
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+MAX_TOOLS = 128
+MAX_BAD_WORDS = 1024
+MAX_BAD_WORD_CHARS = 256
+MAX_PATH_CHARS = 100
+
+Unsupported = Any
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Text = str | list[dict[str, Any]] | None
+Prompts = list[str] | list[list[int]]
+
+
+def _breaks(rule: str) -> PydanticCustomError:
+    return PydanticCustomError("rule", "{rule}", {"rule": rule})
+
+
+def _are(values: list[Any], kind: type) -> bool:
+    """Whether each value is exactly a `kind`: a bool is not an int."""
+    return set(map(type, values)) == {kind}
+
+
+def _check_content(value: Any) -> Text:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        parts = cast(list[Any], value)
+        if not parts or _are(parts, dict):
+            return parts
+    raise _breaks("must be a string, null or a list of content parts")
+
+
+def _check_prompts(value: Any) -> Prompts:
+    """One prompt becomes a list of one."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        items = cast(list[Any], value)
+        if _are(items, int):
+            return [items]
+        if _are(items, str) or (_are(items, list) and all(not i or _are(i, int) for i in items)):
+            if len(items) > MAX_PROMPTS:
+                raise _breaks(f"must have at most {MAX_PROMPTS} prompts")
+            return items
+    raise _breaks("must be a string, a list of strings, token ids, or a list of token-id lists")
+
+
+def _check_arguments(value: Any) -> str | dict[str, Any]:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return cast(dict[str, Any], value)
+    raise _breaks("must be a JSON object as a string")
+
+
+def _check_stop(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or (value and not _are(cast(list[Any], value), str)):
+        raise _breaks("must be a string or a list of strings")
+    stops = cast(list[str], value)
+    if len(stops) > MAX_STOPS:
+        raise _breaks(f"must have at most {MAX_STOPS} strings")
+    if not all(stops):
+        raise _breaks("must not hold an empty string")
+    if max(map(len, stops), default=0) > MAX_STOP_CHARS:
+        raise _breaks(f"must not hold a string longer than {MAX_STOP_CHARS} characters")
+    return tuple(stops)
+
+
+def _check_logit_bias(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise _breaks("must be an object of token ids to numbers")
+    biases = cast(dict[str, Any], value)
+    if len(biases) > MAX_LOGIT_BIAS:
+        raise _breaks(f"must have at most {MAX_LOGIT_BIAS} entries")
+    for bias in biases.values():
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise _breaks("must hold numbers from -100 to 100")
+    return biases
+
+
+class WireModel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        fields = cast(dict[str, Any], data)
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class FunctionCall(WireModel):
+    name: str = Field(min_length=1)
+    arguments: Annotated[
+        str | dict[str, Any], PlainValidator(_check_arguments, json_schema_input_type=str)
+    ] = ""
+
+
+class ToolCall(WireModel):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(WireModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[Text, PlainValidator(_check_content, json_schema_input_type=Text)] = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = Field(default=[], fail_fast=True)
+    tool_call_id: str | None = None
+
+
+class StreamOptionsFields(WireModel):
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class SamplingFields(WireModel):
+    """What chat and completions share."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    seed: Int64 | None = None
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)  # no effect
+    stop: Annotated[
+        tuple[str, ...], PlainValidator(_check_stop, json_schema_input_type=str | list[str])
+    ] = ()
+    include_stop_str_in_output: bool = False
+    stop_token_ids: TokenIds = []
+    ignore_eos: bool = False
+    min_tokens: int = Field(default=0, ge=0)
+    logit_bias: Annotated[
+        dict[str, float], PlainValidator(_check_logit_bias, json_schema_input_type=dict[str, float])
+    ] = {}
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Strings = Field(default=[], max_length=MAX_BAD_WORDS)
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
+    priority: Int64 = 0
+    cache_salt: str | None = Field(default=None, min_length=1)
+    stream: bool = False
+    stream_options: StreamOptionsFields | None = None
+
+    response_format: Unsupported = None
+    structured_outputs: Unsupported = None
+    guided_json: Unsupported = None
+    guided_regex: Unsupported = None
+    guided_choice: Unsupported = None
+    guided_grammar: Unsupported = None
+    regex: Unsupported = None
+    ebnf: Unsupported = None
+    json_schema: Unsupported = None
+    thinking_token_budget: Unsupported = None
+    prompt_logprobs: Unsupported = None
+    return_token_ids: Unsupported = None
+    return_tokens_as_token_ids: Unsupported = None
+    prompt_embeds: Unsupported = None
+    use_beam_search: Unsupported = None
+    logits_processors: Unsupported = None
+
+
+class ChatPromptFields(WireModel):
+    """What decides the rendered prompt of a chat, wherever one is sent."""
+
+    tools: list[dict[str, Any]] | None = Field(
+        default=None, min_length=1, max_length=MAX_TOOLS, fail_fast=True
+    )
+    chat_template_kwargs: dict[str, Any] = {}
+    reasoning_effort: str | None = Field(default=None, min_length=1)
+    add_generation_prompt: bool | None = None  # None: unless the final message is continued
+    continue_final_message: bool = False
+    chat_template: Unsupported = None
+
+
+class ChatCompletionRequest(SamplingFields, ChatPromptFields):
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    add_special_tokens: bool = False
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    tool_choice: Any = None  # `validate_tools` knows which
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+
+    echo: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = None
+
+
+class CompletionRequest(SamplingFields):
+    prompt: Annotated[
+        Prompts,
+        PlainValidator(
+            _check_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ]
+    add_special_tokens: bool = True
+    echo: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    suffix: Unsupported = None
+
+
+class TokenizeRequest(ChatPromptFields):
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = Field(
+        default=None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True
+    )
+    add_special_tokens: bool | None = None  # None: true for a prompt, false for messages
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(WireModel):
+    model: str | None = None
+    tokens: TokenIds
+
+
+Model = TypeVar("Model", bound=WireModel)
+
+_RULES = {
+    "missing": "is required",
+    "string_type": "must be a string",
+    "int_type": "must be an integer",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "too_long": "must have at most {max_length} entries",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+    "literal_error": "must be {expected}",
+    "rule": "{rule}",
+}
+
+
+def parse_wire(model_type: type[Model], fields: dict[str, Any]) -> Model:
+    """Read a decoded body, or raise a BadRequest that names the first bad field and its rule."""
+    try:
+        return model_type.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+    path = ".".join(map(str, first["loc"]))[:MAX_PATH_CHARS]
+    rule = _RULES.get(first["type"], "is not valid").format_map(first.get("ctx", {}))
+    raise BadRequest(f"{path} {rule}", param=path)

@@ -1,0 +1,304 @@
+"""Wire request -> a value of `server.valid`, or a BadRequest that names the field and the rule.
+
+Everything about a request that can be known without the engine is decided here, so that nobody
+checks again. It costs CPU (templates, tokenizing): call it in a worker thread; a `Validator` holds
+no state between calls. `max_model_len` is settable because the engine knows it only once started.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from engine import ModelConfig, SamplingParams
+from server.checkpoint_text import GenerationDefaults
+from server.errors import BadRequest
+from server.protocol import (
+    ChatCompletionRequest,
+    ChatMessage,
+    ChatPromptFields,
+    CompletionRequest,
+    DetokenizeRequest,
+    SamplingFields,
+    TokenizeRequest,
+)
+from server.template import ChatTemplate, starts_in_reasoning
+from server.tokenizer import Tokenizer
+from server.valid import Generation, StreamOptions, ValidChat, ValidCompletion
+from server.validate_messages import template_messages
+from server.validate_sampling import SamplingRules, seed_of
+from server.validate_tools import active_tools, check_tools
+from server.validate_unsupported import refuse_unsupported
+
+MAX_CHARS_PER_TOKEN = 16  # of the window; the bound on text before it is tokenised
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions
+
+
+class Validator:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        model_config: ModelConfig,
+        generation_defaults: GenerationDefaults,
+        *,
+        served_names: tuple[str, ...],
+        max_model_len: int,
+    ) -> None:
+        self.max_model_len = max_model_len
+        self._tokenizer = tokenizer
+        self._template = template
+        self._served_names = served_names
+        ends = {*generation_defaults.eos_ids, *model_config.eos_token_id, *tokenizer.eos_ids}
+        self._rules = SamplingRules(
+            tokenizer=tokenizer,
+            vocab_size=model_config.vocab_size,
+            defaults=generation_defaults,
+            eos_ids=frozenset(i for i in ends if 0 <= i < model_config.vocab_size),
+        )
+
+    def chat(self, request: ChatCompletionRequest) -> ValidChat:
+        self._check_model(request.model)
+        refuse_unsupported(request)
+        check_tools(request.tools, refuse_strict=True)
+        tools = active_tools(request)
+        stream = _stream_options(request)
+        num_logprobs = _chat_logprobs(request)
+        window = self.max_model_len
+        name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+        asked = request.max_completion_tokens or request.max_tokens
+        _check_max_tokens(asked, name, window)
+        text = self._render(request, request.messages, window)
+        ids = self._tokenized(text, request.add_special_tokens, "messages", window)
+        ids = _fitted(ids, request, "messages", window)
+        room = window - len(ids)
+        max_tokens = room if asked is None else min(asked, room)
+        sampling = self._rules.sampling(
+            request,
+            max_tokens=max_tokens,
+            min_tokens=_min_tokens(request, asked or window, max_tokens),
+            num_logprobs=num_logprobs,
+        )
+        return ValidChat(
+            generation=self._generation(request, ids, sampling),
+            stream=stream,
+            tools=tools,
+            thinking=starts_in_reasoning(text),
+            include_reasoning=request.include_reasoning,
+            parallel_tool_calls=request.parallel_tool_calls,
+            logprobs=request.logprobs,
+        )
+
+    def completion(self, request: CompletionRequest) -> ValidCompletion:
+        self._check_model(request.model)
+        refuse_unsupported(request)
+        stream = _stream_options(request)
+        window = self.max_model_len
+        asked = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        _check_max_tokens(request.max_tokens, "max_tokens", window)
+        if asked == 0 and not request.echo:
+            raise BadRequest("max_tokens must be at least 1 without echo", param="max_tokens")
+        sampling = self._rules.sampling(
+            request,
+            max_tokens=asked,
+            min_tokens=_min_tokens(request, asked, asked),
+            num_logprobs=request.logprobs,
+            num_prompt_logprobs=request.logprobs if request.echo else None,
+        )
+        generations: list[Generation] = []
+        texts: list[str] = []
+        for given in request.prompt:
+            ids, text = self._completion_prompt(given, request, window)
+            max_tokens = min(asked, window - len(ids))
+            fitted = msgspec.structs.replace(
+                sampling,
+                max_tokens=max_tokens,
+                min_tokens=min(sampling.min_tokens, max_tokens),
+                seed=seed_of(request),
+            )
+            generations.append(self._generation(request, ids, fitted))
+            texts.append(text)
+        return ValidCompletion(
+            generations=tuple(generations),
+            prompt_texts=tuple(texts),
+            stream=stream,
+            echo=request.echo,
+            num_logprobs=request.logprobs,
+        )
+
+    def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        """The whole response of /tokenize. A prompt past the window is counted, not refused."""
+        self._check_model(request.model)
+        window = self.max_model_len
+        specials = request.add_special_tokens
+        if (request.prompt is None) == (request.messages is None):
+            raise BadRequest("exactly one of prompt and messages is required", param="prompt")
+        if request.messages is not None:
+            check_tools(request.tools, refuse_strict=False)
+            text = self._render(request, request.messages, window)
+            ids = self._tokenized(text, specials is True, "messages", window)
+        else:
+            ids = self._tokenized(request.prompt or "", specials is not False, "prompt", window)
+        pieces = None
+        if request.return_token_strs:
+            pieces = [self._tokenizer.token_piece(i) for i in ids]
+        return {
+            "count": len(ids),
+            "max_model_len": window,
+            "tokens": ids,
+            "token_strs": pieces,
+        }
+
+    def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
+        """The whole response of /detokenize."""
+        self._check_model(request.model)
+        most = MAX_CHARS_PER_TOKEN * self.max_model_len
+        if len(request.tokens) > most:
+            raise BadRequest(f"tokens must have at most {most} entries", param="tokens")
+        self._rules.check_range(request.tokens, "tokens")
+        return {"prompt": self._tokenizer.decode(request.tokens)}
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name not in self._served_names:
+            raise BadRequest(
+                "model: no such model is served here; GET /v1/models lists the names",
+                param="model",
+                status=404,
+                code="model_not_found",
+            )
+
+    def _render(
+        self, request: ChatPromptFields, messages: Sequence[ChatMessage], window: int
+    ) -> str:
+        if request.chat_template is not None:
+            raise BadRequest(
+                "chat_template of a request is not used: the model's own is", param="chat_template"
+            )
+        if self._template is None:
+            raise BadRequest("messages: this model has no chat template", param="messages")
+        continues = request.continue_final_message
+        if continues and request.add_generation_prompt:
+            raise BadRequest(
+                "continue_final_message and add_generation_prompt exclude each other",
+                param="continue_final_message",
+            )
+        asked = request.add_generation_prompt
+        return self._template.render(
+            template_messages(messages, continue_final_message=continues),
+            request.tools,
+            add_generation_prompt=not continues if asked is None else asked,
+            continue_final_message=continues,
+            kwargs=_template_kwargs(request),
+            max_chars=MAX_CHARS_PER_TOKEN * window,
+        )
+
+    def _tokenized(self, text: str, add_special_tokens: bool, param: str, window: int) -> list[int]:
+        if len(text) > MAX_CHARS_PER_TOKEN * window:
+            raise BadRequest(
+                f"{param} has more than {MAX_CHARS_PER_TOKEN * window} characters, which is past "
+                f"this model's maximum context length of {window} tokens",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return self._tokenizer.encode(text, add_special_tokens)
+
+    def _completion_prompt(
+        self, given: str | list[int], request: CompletionRequest, window: int
+    ) -> tuple[list[int], str]:
+        """The ids of one prompt that fits, and its text for `echo`."""
+        if isinstance(given, str):
+            ids = self._tokenized(given, request.add_special_tokens, "prompt", window)
+        else:
+            self._rules.check_range(given, "prompt")
+            ids = given
+        fitted = _fitted(ids, request, "prompt", window)
+        if isinstance(given, str) and len(fitted) == len(ids):
+            return fitted, given
+        return fitted, self._tokenizer.decode(fitted)
+
+    def _generation(
+        self, request: SamplingFields, ids: list[int], sampling: SamplingParams
+    ) -> Generation:
+        return Generation(
+            prompt_ids=tuple(ids),
+            sampling=sampling,
+            n=request.n,
+            stop=request.stop,
+            include_stop=request.include_stop_str_in_output,
+            eos_ids=frozenset() if request.ignore_eos else self._rules.eos_ids,
+            skip_special_tokens=request.skip_special_tokens,
+            priority=request.priority,
+        )
+
+
+def _fitted(ids: list[int], request: SamplingFields, param: str, window: int) -> list[int]:
+    """Truncate as asked; refuse a prompt that is empty or leaves no room to generate."""
+    keep = request.truncate_prompt_tokens
+    if keep == 0:
+        raise BadRequest(
+            "truncate_prompt_tokens must be -1 or at least 1", param="truncate_prompt_tokens"
+        )
+    if keep is not None:
+        ids = ids[-(window - 1 if keep == -1 else keep) :]
+    if not ids:
+        raise BadRequest(f"{param} must not be empty", param=param)
+    if len(ids) >= window:
+        raise BadRequest(
+            f"{param} has {len(ids)} tokens, but this model's maximum context length is "
+            f"{window} tokens, prompt and answer together",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return ids
+
+
+def _template_kwargs(request: ChatPromptFields) -> dict[str, Any]:
+    """Client arguments for the template; explicit ones go before what `reasoning_effort` means."""
+    given = {k: v for k, v in request.chat_template_kwargs.items() if v is not None}
+    if not isinstance(given.get("enable_thinking", True), bool):
+        raise BadRequest(
+            "chat_template_kwargs.enable_thinking must be true or false",
+            param="chat_template_kwargs.enable_thinking",
+        )
+    effort = request.reasoning_effort
+    if effort is None:
+        return given
+    if effort == "none":
+        return {"enable_thinking": False, **given}
+    return {"reasoning_effort": effort, **given}
+
+
+def _stream_options(request: SamplingFields) -> StreamOptions | None:
+    options = request.stream_options
+    if not request.stream:
+        if options is not None:
+            raise BadRequest("stream_options needs stream to be true", param="stream_options")
+        return None
+    if options is None:
+        return StreamOptions()
+    return StreamOptions(
+        include_usage=options.include_usage,
+        continuous_usage=options.include_usage and options.continuous_usage_stats,
+    )
+
+
+def _chat_logprobs(request: ChatCompletionRequest) -> int | None:
+    if request.logprobs:
+        return request.top_logprobs or 0
+    if request.top_logprobs is not None:
+        raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    return None
+
+
+def _check_max_tokens(asked: int | None, param: str, window: int) -> None:
+    if asked is not None and asked > window:
+        raise BadRequest(
+            f"{param} must be at most {window}, this model's maximum context length", param=param
+        )
+
+
+def _min_tokens(request: SamplingFields, asked: int, max_tokens: int) -> int:
+    """`min_tokens`, checked against what was asked and clamped as `max_tokens` was."""
+    if request.min_tokens > asked:
+        raise BadRequest(f"min_tokens must be at most max_tokens, {asked}", param="min_tokens")
+    return min(request.min_tokens, max_tokens)
