@@ -5,6 +5,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from engine.plan import PAGE_TOKENS
 from engine.request import Request, TokenDelta
 
 EngineState = Literal["starting", "ready", "dead"]
@@ -27,6 +28,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_slots: int
     cache_bytes: int
     warnings: tuple[str, ...] = ()
+
+    @property
+    def num_kv_tokens(self) -> int:
+        return self.num_pages * PAGE_TOKENS
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -18,6 +18,15 @@ SUPPORTED_ARCHITECTURES = (
     "Qwen3_5ForCausalLM",
 )
 
+YARN_DEFAULTS = {  # of the released models; other values change the frequencies or the logits
+    "attention_factor": None,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+}
+
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The text model of a Qwen3.5-family checkpoint: every field the engine needs, no other."""
@@ -111,7 +120,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             return cls._from_text(architecture, text, raw)
         except KeyError as error:
             raise ValueError(f"config.json: field {error.args[0]} is missing") from None
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"config.json: a field has the wrong type: {error}") from None
 
     @classmethod
@@ -144,6 +153,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type not in ("default", "yarn"):
             raise ValueError(f"config.json: rope_type {rope_type} is not supported")
+        for name, served in YARN_DEFAULTS.items():
+            if rope.get(name, served) != served:
+                raise ValueError(f"config.json: rope_parameters.{name} must be {served}")
         head_dim = int(text["head_dim"])
         partial = rope.get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
         eos = text.get("eos_token_id", raw.get("eos_token_id"))

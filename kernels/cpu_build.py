@@ -24,7 +24,8 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,25 @@ logger = logging.getLogger(__name__)
 Functions = dict[tuple[str, torch.dtype], Callable[..., None]]
 
 OPERATIONS = ("fused_moe", "gated_delta", "linear", "norm_rope", "paged_attention")
-_FOLDER = Path(__file__).parent
+_SOURCES = Path(__file__).parent
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-w")
 _BUILD_TIMEOUT_S = 300
+
+
+class CannotBuild(Exception):
+    """Why there is no shared object, in one line."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    path: str
+    version: str  # what it says of itself
+
+    @property
+    def best_flags(self) -> tuple[str, ...]:
+        return ("-march=native",) if "clang" in self.version else ("-march=native", "-fopenmp")
 
 
 def load(operation: str, signatures: Mapping[str, str]) -> Functions:
@@ -48,13 +63,11 @@ def load(operation: str, signatures: Mapping[str, str]) -> Functions:
     A signature is one letter per argument: `p` pointer, `i` int64, `f` float; function `name` is
     exported as `name_f32` and `name_bf16`. Empty where nothing can be compiled.
     """
-    path = _built(operation)
-    if path is None:
-        return {}
     try:
+        path = build(_source(operation), folder=_default_folder(), compiler=_default_compiler())
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        _warn(f"{path} does not load: {error}")
+    except (CannotBuild, OSError) as error:
+        _warn(str(error))
         return {}
     functions: Functions = {}
     for name, signature in signatures.items():
@@ -66,43 +79,40 @@ def load(operation: str, signatures: Mapping[str, str]) -> Functions:
     return functions
 
 
-def build_all() -> bool:
-    """Compile whatever is not compiled yet, in parallel. False: the references will be used."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return all(path is not None for path in pool.map(_built, OPERATIONS))
+def build_all() -> None:
+    """Compile whatever is not compiled yet, in parallel. `load` does the same one by one."""
+    try:
+        folder, compiler = _default_folder(), _default_compiler()
+        with concurrent.futures.ThreadPoolExecutor(max_workers=len(OPERATIONS)) as pool:
+            builds = [
+                pool.submit(build, _source(operation), folder=folder, compiler=compiler)
+                for operation in OPERATIONS
+            ]
+        for done in builds:
+            done.result()
+    except CannotBuild as error:
+        _warn(str(error))
 
 
-def with_dense_rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself if all but its first dimension lie together, so that one row stride says all."""
-    size = 1
-    for length, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
-        if stride != size and length != 1:
-            return x.contiguous()
-        size *= length
-    return x
-
-
-def _built(operation: str) -> Path | None:
-    """The shared object of one operation, compiled now if it is not there yet."""
-    compiler = _compiler()
-    folder = _cache_folder()
-    if compiler is None or folder is None:
-        return None
-    source = _FOLDER / operation / "cpu.cpp"
-    path, version = compiler
-    native = ["-march=native"] + ([] if "clang" in version else ["-fopenmp"])
-    sources = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob("*.h"))))
+def build(source: Path, *, folder: Path, compiler: Compiler) -> Path:
+    """The shared object of `source`, compiled into `folder` unless it lies there already."""
+    headers = sorted(_SOURCES.glob("*.h"))
     key = hashlib.sha256()
-    for part in (sources, version.encode(), _cpu().encode(), " ".join((*_FLAGS, *native)).encode()):
+    for part in (
+        *(file.read_bytes() for file in (source, *headers)),
+        " ".join((*_FLAGS, *compiler.best_flags)).encode(),
+        compiler.version.encode(),
+        _cpu().encode(),
+    ):
         key.update(hashlib.sha256(part).digest())
-    target = folder / f"{operation}-{key.hexdigest()[:24]}.so"
+    target = folder / f"{source.parent.name}-{key.hexdigest()[:24]}.so"
     if target.exists():
         return target
     errors = ""
-    for extra in (native, []):  # the second for compilers that know neither flag
-        with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
-            unfinished = Path(scratch) / target.name
-            command = [path, *_FLAGS, *extra, str(source), "-o", str(unfinished)]
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
+        unfinished = Path(scratch) / target.name
+        for flags in (compiler.best_flags, ()):  # some compilers know neither flag
+            command = [compiler.path, *_FLAGS, *flags, str(source), "-o", str(unfinished)]
             try:
                 done = subprocess.run(
                     command, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S, check=False
@@ -115,13 +125,11 @@ def _built(operation: str) -> Path | None:
                 return target
             errors = done.stderr
     first_error = next((line for line in errors.splitlines() if "error" in line), errors.strip())
-    _warn(f"compiling {source} failed: {first_error}")
-    return None
+    raise CannotBuild(f"{source.name} of {source.parent.name} does not compile: {first_error}")
 
 
-@functools.cache
-def _compiler() -> tuple[str, str] | None:
-    """Path and version text of the first C++ compiler that answers."""
+def find_compiler() -> Compiler:
+    """The first C++ compiler that answers."""
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             try:
@@ -130,9 +138,50 @@ def _compiler() -> tuple[str, str] | None:
                 )
             except (OSError, subprocess.SubprocessError):
                 continue
-            return path, done.stdout
-    _warn("no C++ compiler (c++, g++ or clang++) was found")
-    return None
+            return Compiler(path, done.stdout)
+    raise CannotBuild("no C++ compiler (c++, g++ or clang++) was found")
+
+
+def private_folder(candidates: Sequence[Path]) -> Path:
+    """The first of `candidates` that only this user can write: what lies there is run."""
+    for folder in candidates:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            about = folder.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
+                folder.chmod(0o700)
+                with tempfile.TemporaryFile(dir=folder):
+                    return folder
+        except OSError:
+            continue
+    raise CannotBuild(f"no private folder at {' or '.join(map(str, candidates))}")
+
+
+def with_dense_rows(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if all but its first dimension lie together, so that one row stride says all."""
+    size = 1
+    for length, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if stride != size and length != 1:
+            return x.contiguous()
+        size *= length
+    return x
+
+
+def _source(operation: str) -> Path:
+    return _SOURCES / operation / "cpu.cpp"
+
+
+@functools.cache
+def _default_compiler() -> Compiler:
+    return find_compiler()
+
+
+@functools.cache
+def _default_folder() -> Path:
+    candidates = [Path(tempfile.gettempdir()) / f"deltaserve-kernels-{os.getuid()}"]
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        candidates.insert(0, Path.home() / ".cache" / "deltaserve" / "kernels")
+    return private_folder(candidates)
 
 
 @functools.cache
@@ -146,26 +195,6 @@ def _cpu() -> str:
         r"^(?:model name|flags|Features|CPU implementer|CPU part)\s*:.*$", text, re.MULTILINE
     )
     return "\n".join([platform.machine(), *sorted(set(lines))])
-
-
-@functools.cache
-def _cache_folder() -> Path | None:
-    """A folder only this user can write: what lies there is run."""
-    candidates = [Path(tempfile.gettempdir()) / f"deltaserve-kernels-{os.getuid()}"]
-    with contextlib.suppress(RuntimeError):  # a user without a home
-        candidates.insert(0, Path.home() / ".cache" / "deltaserve" / "kernels")
-    for folder in candidates:
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            about = folder.lstat()
-            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
-                folder.chmod(0o700)
-                with tempfile.TemporaryFile(dir=folder):
-                    return folder
-        except OSError:
-            continue
-    _warn(f"none of {', '.join(map(str, candidates))} is a folder of ours that can be written")
-    return None
 
 
 @functools.cache

@@ -2,9 +2,11 @@
 
 Everything about a request that can be known without the engine is decided here, so that nobody
 checks again. It costs CPU (templates, tokenizing): call it in a worker thread; a `Validator` holds
-no state between calls. `max_model_len` is settable because the engine knows it only once started.
+no state between calls but the source of seeds. `max_model_len` is settable because the engine knows
+it only once started.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +28,7 @@ from server.template import ChatTemplate, starts_in_reasoning
 from server.tokenizer import Tokenizer
 from server.valid import Generation, StreamOptions, ValidChat, ValidCompletion
 from server.validate_messages import template_messages
-from server.validate_sampling import SamplingRules, seed_of
+from server.validate_sampling import SamplingRules
 from server.validate_tools import active_tools, check_tools
 from server.validate_unsupported import refuse_unsupported
 
@@ -44,7 +46,9 @@ class Validator:
         *,
         served_names: tuple[str, ...],
         max_model_len: int,
+        seed: int | None = None,
     ) -> None:
+        """`seed` starts the seeds of requests that name none; None draws them from chance."""
         self.max_model_len = max_model_len
         self._tokenizer = tokenizer
         self._template = template
@@ -54,6 +58,7 @@ class Validator:
             tokenizer=tokenizer,
             vocab_size=model_config.vocab_size,
             defaults=generation_defaults,
+            seeds=random.SystemRandom() if seed is None else random.Random(seed),
             eos_ids=frozenset(i for i in ends if 0 <= i < model_config.vocab_size),
         )
 
@@ -114,7 +119,7 @@ class Validator:
                 sampling,
                 max_tokens=max_tokens,
                 min_tokens=min(sampling.min_tokens, max_tokens),
-                seed=seed_of(request),
+                seed=self._rules.seed_of(request),
             )
             generations.append(self._generation(request, ids, fitted))
             texts.append(text)

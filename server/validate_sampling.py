@@ -1,6 +1,6 @@
 """Sampling parameters of a request: the checkpoint's defaults filled in, every id in range."""
 
-import secrets
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,6 +24,10 @@ class SamplingRules:
     vocab_size: int  # rows of the embedding: every id a client may name is below
     defaults: GenerationDefaults
     eos_ids: frozenset[int]
+    seeds: random.Random  # of requests that name none; drawing is atomic under the GIL
+
+    def seed_of(self, request: SamplingFields) -> int:
+        return self.seeds.getrandbits(63) if request.seed is None else request.seed
 
     def sampling(
         self,
@@ -45,7 +49,7 @@ class SamplingRules:
         sampling = SamplingParams(
             max_tokens=max_tokens,
             min_tokens=min_tokens,
-            seed=seed_of(request),
+            seed=self.seed_of(request),
             temperature=0.0 if greedy else temperature,
             top_k=0 if greedy or top_k >= self.vocab_size else top_k,
             top_p=1.0 if greedy else _chosen(request.top_p, defaults.top_p),
@@ -131,10 +135,6 @@ class SamplingRules:
                 "allowed_token_ids, bad_words and min_tokens leave no token to generate",
                 param="allowed_token_ids" if allowed is not None else "bad_words",
             )
-
-
-def seed_of(request: SamplingFields) -> int:
-    return secrets.randbits(63) if request.seed is None else request.seed
 
 
 def _chosen(wanted: Number | None, default: Number) -> Number:

@@ -46,7 +46,7 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """The tensors of a folder by name. Reading one maps its pages; it is never held here."""
+    """The tensors of a folder by name. None of their bytes is held here."""
 
     def __init__(self, model_dir: Path) -> None:
         """Read every header. Raises `CheckpointError` for a damaged or a quantised checkpoint."""
@@ -66,16 +66,17 @@ class Checkpoint:
         _refuse_quantised_tensors(self.tensors)
 
     def read(self, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the named tensors, file by file in the order of their bytes.
+        """Yield the named tensors, file by file in the order of their bytes, each a fresh copy.
 
-        A tensor is a view of the mapped file and keeps it mapped: let go of it soon.
+        Read, not mapped: so the process never holds more than its parameters and one tensor, and
+        a file that shrinks under it is an error and not the end.
         """
         paths = sorted({self.tensors[name].path for name in names})
         for path in paths:
             with _open(path) as file:
                 for name in file.offset_keys():
                     if name in names and self.tensors[name].path == path:
-                        yield name, file.get_tensor(name)
+                        yield name, _read_tensor(file, path, name)
 
     def _add_file(self, path: Path) -> None:
         for name, tensor in _read_header(path).items():
@@ -129,9 +130,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _open(path: Path) -> Any:
-    """Map a file. safetensors checks its header against its size; a hostile one ends here."""
+    """Open a file. safetensors checks its header against its size; a hostile one ends here."""
     try:
-        return safe_open(path, framework="pt", device="cpu")
+        return safe_open(path, framework="pt", device="cpu", backend="pread")
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as file:
             is_pointer = file.read(8) == b"version "
@@ -140,6 +141,13 @@ def _open(path: Path) -> Any:
         else:
             why = f"damaged or incomplete ({error})"
         raise CheckpointError(f"cannot read {path.name}: {why}") from None
+
+
+def _read_tensor(file: Any, path: Path, name: str) -> torch.Tensor:
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {name} from {path.name}: {error}") from None
 
 
 def _refuse_quantised_config(model_dir: Path) -> None:

@@ -5,8 +5,8 @@ parameters, of the stored tensor's shape. Fused parameters are several views of 
 fusing costs nothing and nothing is held twice. Here names are brought to one spelling, what is
 there is compared with what is needed (before any byte is read), and bytes are copied.
 
-`_fill` is the only line that sees a whole stored tensor next to its place: when ranks hold parts,
-a place says which part it is, and that line cuts it.
+The copy in `_fill` is the only line that sees a whole stored tensor next to its place: when ranks
+hold parts, a place says which part it is, and that line cuts it.
 """
 
 import logging

@@ -161,6 +161,11 @@ class Rows:
         count_V[prompt[prompt < self.num_real_tokens]] += 1  # once, however often it is there
         return tally
 
+    @property
+    def num_tallies(self) -> int:
+        """Tallies that exist, in use or not: as many as were ever needed at once, doubled up."""
+        return len(self._tally_KV)
+
     def tallies(self, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """Of rows that have tallies: was each token seen at all, and how often generated."""
         tally_RV = self._tally_KV[[row.tally for row in rows]]

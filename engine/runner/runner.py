@@ -28,17 +28,19 @@ LOGITS_ROWS = 64
 
 
 class Model(Protocol):
-    def forward(self, inputs: StepInputs, caches: Caches) -> torch.Tensor:
+    def forward(self, inputs: StepInputs, caches: Caches, /) -> torch.Tensor:
         """hidden_TD; advances the caches."""
         ...
 
-    def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden_RD: torch.Tensor, /) -> torch.Tensor:
         """logits_RV in fp32, in a tensor of their own."""
         ...
 
 
 class Runner:
-    def __init__(self, model: Model, caches: Caches, *, num_slots: int, num_real_tokens: int):
+    def __init__(
+        self, model: Model, caches: Caches, *, num_slots: int, num_real_tokens: int
+    ) -> None:
         """`num_slots` counts the scratch slot; ids from `num_real_tokens` on are never sampled."""
         self._model = model
         self._caches = caches

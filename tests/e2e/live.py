@@ -22,6 +22,7 @@ class LiveServer:
     process: "subprocess.Popen[bytes]"
     base_url: str
     log_path: Path
+    http: httpx.Client
 
     @property
     def log(self) -> str:
@@ -36,10 +37,10 @@ class LiveServer:
         return alive[0]
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.base_url + path, timeout=10)
+        return self.http.get(path, timeout=10)
 
     def post(self, path: str, body: object, timeout: float = 60) -> httpx.Response:
-        return httpx.post(self.base_url + path, json=body, timeout=timeout)
+        return self.http.post(path, json=body, timeout=timeout)
 
     def status(self, path: str) -> int:
         """Status of a probe; 0 if nothing listens."""
@@ -78,12 +79,16 @@ def live_server(log_path: Path, *arguments: str, wait: bool = True) -> Iterator[
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    server = LiveServer(process, f"http://127.0.0.1:{port}", log_path)
+    base_url = f"http://127.0.0.1:{port}"
+    limits = httpx.Limits(max_connections=300)
+    http = httpx.Client(base_url=base_url, trust_env=False, limits=limits)
+    server = LiveServer(process, base_url, log_path, http)
     try:
         if wait:
             wait_until(lambda: server.status("/ready") == 200, server, READY_TIMEOUT_S)
         yield server
     finally:
+        http.close()
         try:
             server.stop()
         except subprocess.TimeoutExpired:

@@ -1,0 +1,188 @@
+"""One choice: engine token deltas in, finished text with its tokens out.
+
+detokenize -> stop strings, token by token, so that what comes out does not depend on how the engine
+grouped tokens into deltas. `ChoiceText` owns the count of completion tokens, the finish reason and
+the stop reason of its choice. The text of a final stop token is shown only with `include_stop`;
+stop strings are looked for in the text from token number `min_tokens` on.
+
+`TokenStreams` runs the engine requests of one answer side by side; deltas come as they are made.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from types import TracebackType
+from typing import NamedTuple
+
+from engine import EngineClient, FinishReason, Request, RequestFailed, TokenDelta, TokenLogprobs
+from server.detokenize import Detokenizer
+from server.stops import StopMatcher
+from server.tokenizer import Tokenizer
+from server.valid import Generation
+
+
+class TokenInText(NamedTuple):
+    """One output token that contributed to the text, asked for by `logprobs`."""
+
+    id: int
+    start: int  # characters of output text before it
+    logprobs: TokenLogprobs
+
+
+class Piece(NamedTuple):
+    """What one token, or the end, adds to a choice."""
+
+    text: str
+    tokens: Sequence[TokenInText]  # whose text is out now; only if logprobs were asked for
+    is_token: bool  # False: released at the end, belongs to no further token
+
+
+class ChoiceText:
+    """The text of one choice as it grows."""
+
+    def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer, generation.skip_special_tokens)
+        self._matcher = StopMatcher(generation.stop, generation.include_stop)
+        self._min_tokens = generation.sampling.min_tokens if generation.stop else 0
+        self._wants_tokens = generation.sampling.num_logprobs is not None
+        self._pending: list[TokenInText] = []  # whose text is not out yet
+        self._num_chars_read = 0
+        self._num_chars_out = 0
+        self.num_tokens = 0  # sampled, up to the one that ended the choice
+        self.finish: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+
+    def push(self, delta: TokenDelta) -> list[Piece]:
+        """Take what the engine says. Once `finish` is set, nothing more may be pushed."""
+        pieces: list[Piece] = []
+        ids = delta.token_ids
+        stop_id: int | None = None
+        if delta.finish is FinishReason.STOP:
+            ids, stop_id = ids[:-1], ids[-1]
+        for i, token_id in enumerate(ids):
+            self.num_tokens += 1
+            if self._wants_tokens and not self._is_hidden(token_id):
+                start = self._num_chars_read
+                self._pending.append(TokenInText(token_id, start, delta.logprobs[i]))
+            text = self._match(self._detokenizer.push((token_id,)))
+            if self._matcher.matched is not None:
+                self._stop_at_string()
+                pieces.append(self._piece(text, is_token=True))
+                return pieces
+            pieces.append(self._piece(text, is_token=True))
+        if delta.finish is not None:
+            if stop_id is not None:
+                self.num_tokens += 1
+            pieces.append(self._end(delta, stop_id))
+        return pieces
+
+    def _match(self, text: str) -> str:
+        self._num_chars_read += len(text)
+        return self._matcher.push(text) if self.num_tokens >= self._min_tokens else text
+
+    def _end(self, delta: TokenDelta, stop_id: int | None) -> Piece:
+        text = self._match(self._detokenizer.flush())
+        text += self._matcher.flush()
+        if self._matcher.matched is not None:
+            self._stop_at_string()
+            return self._piece(text, is_token=False)
+        self.finish = delta.finish
+        if stop_id is not None and stop_id not in self._generation.eos_ids:
+            self.stop_reason = stop_id
+        if stop_id is not None and self._generation.include_stop and not self._is_hidden(stop_id):
+            if self._wants_tokens:
+                token = TokenInText(stop_id, self._num_chars_read, delta.logprobs[-1])
+                self._pending.append(token)
+            shown = self._tokenizer.token_str(stop_id)
+            self._num_chars_read += len(shown)
+            text += shown
+        return self._piece(text, is_token=False)
+
+    def _stop_at_string(self) -> None:
+        self.finish = FinishReason.STOP
+        self.stop_reason = self._matcher.matched
+
+    def _is_hidden(self, token_id: int) -> bool:
+        return self._generation.skip_special_tokens and self._tokenizer.is_special(token_id)
+
+    def _piece(self, text: str, *, is_token: bool) -> Piece:
+        self._num_chars_out += len(text)
+        if not self._pending:
+            return Piece(text, (), is_token)
+        num_out = 0
+        while num_out < len(self._pending) and self._pending[num_out].start < self._num_chars_out:
+            num_out += 1
+        tokens, self._pending = self._pending[:num_out], self._pending[num_out:]
+        return Piece(text, tokens, is_token)
+
+
+class TokenStreams:
+    """The deltas of several engine requests, merged as they come.
+
+    Entering starts them; leaving, however that happens, closes what still runs, which cancels it in
+    the engine. At most two deltas per request wait here: the engine's client merges the rest.
+    """
+
+    def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._tasks: list[asyncio.Task[None]] = []
+        self._queue: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue(
+            len(requests)
+        )
+        self._open = set(range(len(requests)))
+
+    async def __aenter__(self) -> "TokenStreams":
+        if len(self._requests) > 1:
+            self._tasks = [
+                asyncio.create_task(self._pump(index)) for index in range(len(self._requests))
+            ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+        """(index of the request, delta), until each has ended or was stopped."""
+        if not self._tasks:
+            async with aclosing(self._engine.submit(self._requests[0])) as stream:
+                async for delta in stream:
+                    yield 0, delta
+                    if delta.finish is not None or not self._open:
+                        return
+            raise RequestFailed("the engine's stream ended without a finish")
+        while self._open:
+            index, delta = await self._queue.get()
+            if isinstance(delta, Exception):
+                raise delta
+            if index in self._open:
+                if delta.finish is not None:
+                    self._open.discard(index)
+                yield index, delta
+
+    def stop(self, index: int) -> None:
+        """End one request early: its text is complete."""
+        self._open.discard(index)
+        if self._tasks:
+            self._tasks[index].cancel()
+
+    async def _pump(self, index: int) -> None:
+        try:
+            async with aclosing(self._engine.submit(self._requests[index])) as stream:
+                async for delta in stream:
+                    await self._queue.put((index, delta))
+                    if delta.finish is not None:
+                        return
+            raise RequestFailed("the engine's stream ended without a finish")
+        except Exception as error:  # handed to the task that serves the answer
+            await self._queue.put((index, error))

@@ -1,0 +1,93 @@
+"""Linear and SwiGLU against fp64, and bit for bit against themselves in other company."""
+
+from types import ModuleType
+
+import pytest
+import torch
+
+import kernels.linear
+from kernels.linear import reference
+from tests.kernels.closeness import assert_close
+
+ROWS = (0, 1, 2, 7, 8, 9, 63, 64, 65, 100)
+SHAPES = ((512, 256), (40, 36), (33, 17), (64, 1))  # whole vectors, part vectors, one column
+
+
+@pytest.fixture(params=[reference, kernels.linear], ids=["reference", "cpu"])
+def op(request: pytest.FixtureRequest) -> ModuleType:
+    return request.param
+
+
+@pytest.mark.parametrize(("D", "F"), SHAPES)
+@pytest.mark.parametrize("T", ROWS)
+def test_linear(op: ModuleType, T: int, D: int, F: int, dtype: torch.dtype) -> None:
+    x_TD = torch.randn(T, D + 5).to(dtype)[:, 3 : D + 3]  # a view, as slices of projections are
+    weight_FD = torch.randn(F, D).to(dtype)
+    y_TF = op.linear(x_TD, weight_FD)
+    assert y_TF.dtype == dtype
+    assert_close(y_TF, x_TD.double() @ weight_FD.double().T, dtype)
+
+
+@pytest.mark.parametrize(("D", "F"), SHAPES)
+@pytest.mark.parametrize("T", ROWS)
+def test_swiglu_mlp(op: ModuleType, T: int, D: int, F: int, dtype: torch.dtype) -> None:
+    x_TD = torch.randn(T, D).to(dtype)
+    gate_up_FD = (torch.randn(2 * F, D) * D**-0.5).to(dtype)
+    down_DF = (torch.randn(D, F) * F**-0.5).to(dtype)
+    gate_TF, up_TF = (x_TD.double() @ gate_up_FD.double().T).chunk(2, dim=-1)
+    oracle = (torch.nn.functional.silu(gate_TF) * up_TF) @ down_DF.double().T
+    assert_close(op.swiglu_mlp(x_TD, gate_up_FD, down_DF), oracle, dtype)
+
+
+@pytest.mark.parametrize(("D", "F"), SHAPES)
+def test_a_row_has_the_same_bits_alone_and_in_a_crowd(
+    op: ModuleType, D: int, F: int, dtype: torch.dtype
+) -> None:
+    x_TD = torch.randn(100, D).to(dtype)
+    weight_FD = torch.randn(F, D).to(dtype)
+    gate_up_FD = torch.randn(2 * F, D).to(dtype)
+    down_DF = torch.randn(D, F).to(dtype)
+    y_TF = op.linear(x_TD, weight_FD)
+    mlp_TD = op.swiglu_mlp(x_TD, gate_up_FD, down_DF)
+    for rows in ROWS:
+        first = 100 - rows  # other places in the batch, too
+        assert torch.equal(op.linear(x_TD[first:], weight_FD), y_TF[first:])
+        assert torch.equal(op.swiglu_mlp(x_TD[first:], gate_up_FD, down_DF), mlp_TD[first:])
+
+
+def test_threads_change_no_bit(dtype: torch.dtype) -> None:
+    x_TD = torch.randn(100, 512).to(dtype)
+    weight_FD = torch.randn(300, 512).to(dtype)
+    few_FD = torch.randn(16, 512).to(dtype)  # shared by rows, not by columns
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(
+                (kernels.linear.linear(x_TD, weight_FD), kernels.linear.linear(x_TD, few_FD))
+            )
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        assert torch.equal(result[1], results[0][1])
+
+
+def test_a_nan_row_stays_alone(op: ModuleType, dtype: torch.dtype) -> None:
+    x_TD = torch.randn(9, 64).to(dtype)
+    weight_FD = torch.randn(32, 64).to(dtype)
+    clean = op.linear(x_TD, weight_FD)
+    x_TD[4] = float("nan")
+    y_TF = op.linear(x_TD, weight_FD)
+    assert y_TF[4].isnan().all()
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(y_TF[others], clean[others])
+
+
+@pytest.mark.parametrize("weight", [torch.randn(4, 9), torch.randn(4, 8).half()])
+def test_what_does_not_fit_is_refused(weight: torch.Tensor) -> None:
+    if not kernels.linear.cpu.functions():
+        pytest.skip("no C++ compiler")
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.linear.linear(torch.randn(2, 8), weight)

@@ -1,0 +1,127 @@
+"""The command as a user runs it: what it prints and how it ends, without a running engine."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on which nobody can listen: a start ends there, before the engine."""
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def run(cache_home: Path, *argv: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "server", *argv],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "XDG_CACHE_HOME": str(cache_home),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(cache_home / "hub"),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "said"),
+    [
+        (["serve", "/no/such/model"], 1, "/no/such/model is neither a directory nor a hub id"),
+        (["plan", "owner/name"], 1, "owner/name is neither a local directory nor in the local"),
+        (["serve", "--prot", "80"], 2, "unknown flag --prot; did you mean --port?"),
+        (["serve", "-tp", "4"], 2, "--tensor-parallel-size 4 is not supported"),
+    ],
+)
+def test_what_cannot_be_is_one_line(cache_home: Path, argv: list[str], status: int, said: str):
+    result = run(cache_home, *argv)
+    assert result.returncode == status
+    assert said in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_start_says_what_matters_and_a_taken_port_ends_it(cache_home: Path, taken_port: int):
+    result = run(
+        cache_home, "serve", "--host", "0.0.0.0", "--port", str(taken_port), "--trust-remote-code"
+    )
+    assert result.returncode == 1
+    assert "random weights" in result.stderr
+    assert "ANYONE WHO CAN REACH 0.0.0.0" in result.stderr
+    assert result.stderr.count("--trust-remote-code") == 1
+    assert f"cannot listen on 0.0.0.0:{taken_port}" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_key_in_the_environment_keeps_a_public_server_closed(cache_home: Path, taken_port: int):
+    result = run(
+        cache_home, "serve", "--host", "0.0.0.0", "--port", str(taken_port), VLLM_API_KEY="geheim"
+    )
+    assert "ANYONE" not in result.stderr
+    assert "geheim" not in result.stderr
+
+
+def test_an_unwritable_cache_is_one_line(tmp_path: Path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    result = run(blocked, "plan")
+    assert result.returncode == 1
+    assert result.stderr.startswith("deltaserve: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_plan_counts_weights_pages_and_states(
+    monkeypatch: pytest.MonkeyPatch, cache_home: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    assert main(["plan", "--memory", "64MiB", "--max-num-seqs", "6"]) == 0
+    printed = capsys.readouterr().out
+    assert "weights      18.7" in printed
+    assert "one page     64 KiB of KV for 64 tokens" in printed  # 2 layers * 2 * 2 heads * 64 * 2 B
+    rows = [line.split() for line in printed.partition("tokens each\n")[2].splitlines()[:4]]
+    assert [int(row[0]) for row in rows] == [1, 2, 4, 6]
+    lengths = [int(row[1].replace(",", "")) for row in rows]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1]
+
+
+def test_plan_in_float32_doubles_the_weights(
+    monkeypatch: pytest.MonkeyPatch, cache_home: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    assert main(["plan", "--memory", "1GiB", "--dtype", "float32"]) == 0
+    printed = capsys.readouterr().out
+    assert "weights      37.4" in printed
+    assert "one page     128 KiB" in printed
+
+
+def test_plan_refuses_what_cannot_fit(
+    monkeypatch: pytest.MonkeyPatch, cache_home: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    assert main(["plan", "--memory", "10MiB"]) == 1
+    assert "the weights take 18.7" in capsys.readouterr().err
+    assert main(["plan", "--memory", "24MiB", "--max-model-len", "32k"]) == 1
+    assert "max_model_len 32768 does not fit" in capsys.readouterr().err
