@@ -7,8 +7,8 @@ folder shared between machines never loads the wrong one. It is moved into place
 that build at the same time do the work twice and harm nothing. Where there is no compiler, or it
 fails, one warning says so and the operations fall back to their plain-torch references.
 
-GCC's OpenMP is linked by the soname of the copy torch has already loaded, so both share one team of
-threads. Clang brings another runtime; its builds go without.
+All operations share the threads of `team.cpp`, as many as torch may use, the caller's included; no
+OpenMP, so torch's stays the only runtime of its kind.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch  # before any dlopen of ours: it brings the OpenMP runtime
+import torch
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ OPERATIONS = ("fused_moe", "gated_delta", "linear", "norm_rope", "paged_attentio
 _SOURCES = Path(__file__).parent
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off", "-w")
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-w")
 _BUILD_TIMEOUT_S = 300
 
 
@@ -52,10 +52,6 @@ class Compiler:
     path: str
     version: str  # what it says of itself
 
-    @property
-    def best_flags(self) -> tuple[str, ...]:
-        return ("-march=native",) if "clang" in self.version else ("-march=native", "-fopenmp")
-
 
 def load(operation: str, signatures: Mapping[str, str]) -> Functions:
     """The compiled functions of `kernels/<operation>/cpu.cpp`, for fp32 and bf16.
@@ -64,8 +60,8 @@ def load(operation: str, signatures: Mapping[str, str]) -> Functions:
     exported as `name_f32` and `name_bf16`. Empty where nothing can be compiled.
     """
     try:
-        path = build(_source(operation), folder=_default_folder(), compiler=_default_compiler())
-        library = ctypes.CDLL(str(path))
+        library = _library(_source(operation))
+        library.use_team(_library(_SOURCES / "team.cpp").team_run)
     except (CannotBuild, OSError) as error:
         _warn(str(error))
         return {}
@@ -85,8 +81,8 @@ def build_all() -> None:
         folder, compiler = _default_folder(), _default_compiler()
         with concurrent.futures.ThreadPoolExecutor(max_workers=len(OPERATIONS)) as pool:
             builds = [
-                pool.submit(build, _source(operation), folder=folder, compiler=compiler)
-                for operation in OPERATIONS
+                pool.submit(build, source, folder=folder, compiler=compiler)
+                for source in (*map(_source, OPERATIONS), _SOURCES / "team.cpp")
             ]
         for done in builds:
             done.result()
@@ -100,18 +96,18 @@ def build(source: Path, *, folder: Path, compiler: Compiler) -> Path:
     key = hashlib.sha256()
     for part in (
         *(file.read_bytes() for file in (source, *headers)),
-        " ".join((*_FLAGS, *compiler.best_flags)).encode(),
+        " ".join(_FLAGS).encode(),
         compiler.version.encode(),
         _cpu().encode(),
     ):
         key.update(hashlib.sha256(part).digest())
-    target = folder / f"{source.parent.name}-{key.hexdigest()[:24]}.so"
+    target = folder / f"{source.parent.name}-{source.stem}-{key.hexdigest()[:24]}.so"
     if target.exists():
         return target
     errors = ""
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         unfinished = Path(scratch) / target.name
-        for flags in (compiler.best_flags, ()):  # some compilers know neither flag
+        for flags in (("-march=native",), ()):  # not every compiler knows that flag
             command = [compiler.path, *_FLAGS, *flags, str(source), "-o", str(unfinished)]
             try:
                 done = subprocess.run(
@@ -169,6 +165,12 @@ def with_dense_rows(x: torch.Tensor) -> torch.Tensor:
 
 def _source(operation: str) -> Path:
     return _SOURCES / operation / "cpu.cpp"
+
+
+@functools.cache
+def _library(source: Path) -> ctypes.CDLL:
+    path = build(source, folder=_default_folder(), compiler=_default_compiler())
+    return ctypes.CDLL(str(path))
 
 
 @functools.cache

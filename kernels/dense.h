@@ -14,7 +14,7 @@ struct Blocks {
     Blocks(const Team& team, int64_t rows, int64_t columns, int64_t width = 64)
         : rows(rows), columns(columns), width(width) {
         across = (columns + width - 1) / width;
-        down = across >= 4 * team.size ? 1 : std::max<int64_t>(1, rows / 64);
+        down = across >= 4 * team.threads ? 1 : std::max<int64_t>(1, rows / 64);
     }
     int64_t count() const { return rows ? across * down : 0; }
     struct Block {
@@ -29,10 +29,10 @@ struct Blocks {
 
 // y [rows, f] = x [rows, d] w^T, w [f, d].
 template <class T>
-inline void linear_rows(const Team& team, std::atomic<int64_t>& next, int64_t rows, int64_t d,
+inline void linear_rows(const Team& team, int64_t rows, int64_t d,
                         int64_t f, const T* x, int64_t ld_x, const T* w, T* y) {
     Blocks blocks(team, rows, f);
-    team.share(next, blocks.count(), [&](int64_t task) {
+    team.share(blocks.count(), [&](int64_t task) {
         auto [m0, m1, f0, f1] = blocks[task];
         dots<T>(
             m1 - m0, f0, f1, d, [&, m0 = m0](int64_t m) { return x + (m0 + m) * ld_x; },

@@ -1,4 +1,4 @@
-// What the CPU kernels share: vectors of floats, bf16, exp, dot products and a team of threads.
+// What the CPU kernels share: vectors of floats, bf16, exp, dot products and the way to the threads.
 //
 // Promise: a result's bits depend on its own operands only. Every dot product keeps LANES partial
 // sums in the order of k and folds them in one fixed tree, whatever tile of rows and columns it is
@@ -7,21 +7,17 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
+#include <type_traits>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
-#endif
-#ifdef _OPENMP
-#include <omp.h>
 #endif
 
 namespace simd {
@@ -368,31 +364,29 @@ class Scratch {
 // Work below this many multiply-adds is not worth waking other threads for.
 constexpr int64_t PARALLEL_MACS = 1 << 18;
 
-// Threads at work on one call. `next` hands out task numbers: who takes which changes no bit.
+// Hands out numbered tasks to the threads of team.cpp, whose entry point is set at load time; who
+// takes which changes no bit. `share` returns when all of them are done.
+typedef void (*TeamRun)(int64_t threads, int64_t tasks, void (*body)(void*, int64_t), void* context);
+static TeamRun team_run = nullptr;
+
 struct Team {
-    int id, size;
-    void barrier() const {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-    }
+    int64_t threads;
+
+    Team(int64_t threads, int64_t macs) : threads(macs < PARALLEL_MACS ? 1 : threads) {}
+
     template <class Body>
-    void share(std::atomic<int64_t>& next, int64_t tasks, Body&& body) const {
-        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(t);
+    void share(int64_t tasks, Body&& body) const {
+        if (threads < 2 || tasks < 2) {
+            for (int64_t task = 0; task < tasks; task++) body(task);
+            return;
+        }
+        auto call = [](void* context, int64_t task) {
+            (*static_cast<std::remove_reference_t<Body>*>(context))(task);
+        };
+        team_run(threads, tasks, call, &body);
     }
 };
-template <class Body>
-inline void parallel(int64_t threads, int64_t macs, Body&& body) {
-#ifdef _OPENMP
-    if (threads > 1 && macs >= PARALLEL_MACS) {
-#pragma omp parallel num_threads(int(threads))
-        body(Team{omp_get_thread_num(), omp_get_num_threads()});
-        return;
-    }
-#endif
-    (void)threads;
-    (void)macs;
-    body(Team{0, 1});
-}
 
 }  // namespace simd
+
+extern "C" void use_team(simd::TeamRun run) { simd::team_run = run; }

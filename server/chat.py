@@ -15,7 +15,7 @@ from typing import Any
 
 from engine import FinishReason, TokenDelta
 from server.answer import Draft
-from server.generate import ChoiceText, TokenInText
+from server.generate import MIN_LOGPROB, ChoiceText, TokenInText
 from server.parse import (
     CallArguments,
     CallEnd,
@@ -26,8 +26,6 @@ from server.parse import (
 )
 from server.tokenizer import Tokenizer
 from server.valid import ValidChat
-
-MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
 
 
 def draft_chat(

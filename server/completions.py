@@ -10,11 +10,10 @@ from typing import Any
 from engine import FinishReason, TokenDelta, TokenLogprobs
 from server.answer import Draft
 from server.detokenize import Detokenizer
-from server.generate import ChoiceText
+from server.generate import MIN_LOGPROB, ChoiceText
 from server.tokenizer import Tokenizer
 from server.valid import Generation, ValidCompletion
 
-MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
 _LOGPROB_LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 

@@ -20,6 +20,8 @@ from server.stops import StopMatcher
 from server.tokenizer import Tokenizer
 from server.valid import Generation
 
+MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
+
 
 class TokenInText(NamedTuple):
     """One output token that contributed to the text, asked for by `logprobs`."""

@@ -29,11 +29,12 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
+from server.auth import PROBES
 from server.errors import ErrorAnswer
+from server.exchange import Receive, Scope, Send
 
 LINGER_S = 2.0  # how long a refused client may go on sending before the connection is cut
 SPARE_CONNECTIONS = 64  # above the bound, so that probes and 503s still get through
-PROBE_PATHS = frozenset({b"/live", b"/ready", b"/health", b"/ping"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._phase = _Phase.HEAD
+        self._disarm_head_timer()  # armed again, for this head, when the data is through
         self._num_raw_bytes = self._num_head_bytes = self._num_headers = 0
 
     def on_url(self, url: bytes) -> None:
@@ -235,7 +237,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        if self._is_over and cycle.scope["raw_path"] not in PROBE_PATHS:
+        if self._is_over and cycle.scope["raw_path"] not in PROBES:
             app = _too_many_connections
         super()._start_asgi_task(cycle, app)
 
@@ -368,27 +370,24 @@ class LingeringTransport(asyncio.Transport):
         self._transport.resume_reading()
 
 
-def _raw_answer(answer: ErrorAnswer) -> bytes:
-    body = answer.body()
-    headers = [
+def _headers(answer: ErrorAnswer, body: bytes) -> list[tuple[bytes, bytes]]:
+    return [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
         (b"x-request-id", uuid.uuid4().hex.encode()),
         (b"connection", b"close"),
         *answer.headers(),
     ]
-    lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-    return STATUS_LINE[answer.status] + lines + b"\r\n" + body
 
 
-async def _too_many_connections(scope: Any, receive: Any, send: Any) -> None:
+def _raw_answer(answer: ErrorAnswer) -> bytes:
+    body = answer.body()
+    lines = [name + b": " + value + b"\r\n" for name, value in _headers(answer, body)]
+    return b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", body])
+
+
+async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
     body = TOO_MANY_CONNECTIONS.body()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", uuid.uuid4().hex.encode()),
-        (b"connection", b"close"),
-        *TOO_MANY_CONNECTIONS.headers(),
-    ]
+    headers = _headers(TOO_MANY_CONNECTIONS, body)
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

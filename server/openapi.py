@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.auth import PROBES
 from server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -30,7 +31,7 @@ _GET = {
     "/metrics": "Prometheus series",
     "/openapi.json": "This document",
 }
-_PROBES = frozenset({"/live", "/ready", "/health", "/ping"})
+_PROBES = {path.decode() for path in PROBES}
 _STREAMED = frozenset({"/v1/chat/completions", "/v1/completions"})
 _WORK_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500, 503)
 _ERROR_SCHEMA: dict[str, Any] = {

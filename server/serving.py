@@ -151,9 +151,7 @@ async def _drain(lifecycle: Lifecycle, signals: "_Signals", timeout_s: float) ->
         if not drained.done():
             _log.warning("ending %d unfinished requests", lifecycle.num_in_flight)
             lifecycle.abort_all()
-            await asyncio.wait(
-                waits, timeout=ABORT_GRACE_S, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait(waits, timeout=ABORT_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
     finally:
         drained.cancel()
         second.cancel()

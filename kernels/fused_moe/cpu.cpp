@@ -42,7 +42,6 @@ struct Moe {
     int32_t* order;
     float* weight;
     T *hidden, *shared_hidden;
-    std::atomic<int64_t> next_route{0}, next_hidden{0}, next_down{0};
 
     void route(int64_t task) {
         static thread_local Scratch scratch;
@@ -78,15 +77,13 @@ struct Moe {
     }
 
     void run(const Team& team) {
-        team.share(next_route, (rows + 15) / 16, [&](int64_t task) { route(task); });
-        team.barrier();
-        if (team.id == 0) sort();
-        team.barrier();
+        team.share((rows + 15) / 16, [&](int64_t task) { route(task); });
+        sort();
 
         constexpr int64_t COLUMNS = 32;
         int64_t blocks = (width + COLUMNS - 1) / COLUMNS;
         Blocks shared(team, rows, shared_width, COLUMNS);
-        team.share(next_hidden, experts * blocks + shared.count(), [&](int64_t task) {
+        team.share(experts * blocks + shared.count(), [&](int64_t task) {
             if (task < experts * blocks) {
                 int64_t j = task / blocks, first = task % blocks * COLUMNS, from = begin[j];
                 swiglu_rows<T>(
@@ -101,9 +98,8 @@ struct Moe {
                     shared_hidden + m0 * shared_width);
             }
         });
-        team.barrier();
         constexpr int64_t OUT = 64;
-        team.share(next_down, (d + OUT - 1) / OUT, [&](int64_t task) {
+        team.share((d + OUT - 1) / OUT, [&](int64_t task) {
             combine(task * OUT, std::min(d, task * OUT + OUT));
         });
     }
@@ -156,8 +152,7 @@ void fused_moe(const T* x, int64_t ld_x, const T* router, const T* gate_up, cons
                begin.get<int64_t>(experts + 2), order.get<int32_t>(rows * top_k),
                weight.get(rows * top_k), hidden.get<T>(rows * top_k * width),
                shared_hidden.get<T>(rows * shared_width)};
-    parallel(threads, rows * 3 * d * (top_k * width + shared_width),
-             [&](Team team) { moe.run(team); });
+    moe.run(Team(threads, rows * 3 * d * (top_k * width + shared_width)));
 }
 
 }  // namespace

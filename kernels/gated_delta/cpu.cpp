@@ -305,10 +305,8 @@ struct Mixer {
         Mixer<T> mixer{mixed, z,    b,    a,     ld_mixed, ld_z, ld_b, ld_a, conv_w, A_log,       \
                        dt_bias, norm, conv, state, slot,   o,    H,    N,    K,      V,           \
                        taps,  eps};                                                               \
-        std::atomic<int64_t> next{0};                                                             \
-        parallel(threads, rows * N * K * V * 2, [&](Team team) {                                  \
-            team.share(next, rows * H, [&](int64_t task) { mixer.decode(task / H, task % H); });  \
-        });                                                                                       \
+        Team(threads, rows * N * K * V * 2)                                                       \
+            .share(rows * H, [&](int64_t task) { mixer.decode(task / H, task % H); });            \
     }                                                                                             \
     extern "C" void gated_delta_prefill_##NAME(                                                   \
         const T* mixed, int64_t ld_mixed, const T* z, int64_t ld_z, const T* b, int64_t ld_b,     \
@@ -319,12 +317,9 @@ struct Mixer {
         Mixer<T> mixer{mixed, z,    b,    a,     ld_mixed, ld_z, ld_b, ld_a, conv_w, A_log,       \
                        dt_bias, norm, conv, state, slot,   o,    H,    N,    K,      V,           \
                        taps,  eps};                                                               \
-        std::atomic<int64_t> next{0};                                                             \
-        parallel(threads, rows * N * K * V * 4, [&](Team team) {                                  \
-            team.share(next, slices * H, [&](int64_t task) {                                      \
-                int64_t s = task / H, count = offset[s + 1] - offset[s];                          \
-                if (count) mixer.prefill(slot[s], start[s], offset[s], count, task % H);          \
-            });                                                                                   \
+        Team(threads, rows * N * K * V * 4).share(slices * H, [&](int64_t task) {                 \
+            int64_t s = task / H, count = offset[s + 1] - offset[s];                              \
+            if (count) mixer.prefill(slot[s], start[s], offset[s], count, task % H);              \
         });                                                                                       \
     }
 EXPORT(f32, float)

@@ -9,10 +9,7 @@ namespace {
 template <class T>
 void linear(const T* x, int64_t ld_x, const T* w, T* y, int64_t rows, int64_t d, int64_t f,
             int64_t threads) {
-    std::atomic<int64_t> next{0};
-    parallel(threads, rows * d * f, [&](Team team) {
-        linear_rows(team, next, rows, d, f, x, ld_x, w, y);
-    });
+    linear_rows(Team(threads, rows * d * f), rows, d, f, x, ld_x, w, y);
 }
 
 template <class T>
@@ -20,18 +17,15 @@ void swiglu_mlp(const T* x, int64_t ld_x, const T* gate_up, const T* down, T* y,
                 int64_t d, int64_t f, int64_t threads) {
     static thread_local Scratch scratch;
     T* hidden = scratch.get<T>(rows * f);
-    std::atomic<int64_t> next_hidden{0}, next_out{0};
-    parallel(threads, 3 * rows * d * f, [&](Team team) {
-        Blocks blocks(team, rows, f);
-        team.share(next_hidden, blocks.count(), [&](int64_t task) {
-            auto [m0, m1, f0, f1] = blocks[task];
-            swiglu_rows<T>(
-                m1 - m0, f0, f1, d, f, gate_up, [&](int64_t m) { return x + (m0 + m) * ld_x; },
-                hidden + m0 * f);
-        });
-        team.barrier();
-        linear_rows(team, next_out, rows, f, d, hidden, f, down, y);
+    Team team(threads, 3 * rows * d * f);
+    Blocks blocks(team, rows, f);
+    team.share(blocks.count(), [&](int64_t task) {
+        auto [m0, m1, f0, f1] = blocks[task];
+        swiglu_rows<T>(
+            m1 - m0, f0, f1, d, f, gate_up,
+            [&, m0 = m0](int64_t m) { return x + (m0 + m) * ld_x; }, hidden + m0 * f);
     });
+    linear_rows(team, rows, f, d, hidden, f, down, y);
 }
 
 }  // namespace

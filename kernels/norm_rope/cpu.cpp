@@ -26,34 +26,28 @@ inline void norm_row(const float* x, const T* w, T* y, int64_t d, float eps) {
 template <class T>
 void rms_norm(const T* x, int64_t ld_x, const T* w, T* y, int64_t rows, int64_t d, float eps,
               int64_t threads) {
-    std::atomic<int64_t> next{0};
-    parallel(threads, rows * d, [&](Team team) {
+    Team(threads, rows * d).share(rows, [&](int64_t t) {
         static thread_local Scratch scratch;
         float* wide = scratch.get(d);
-        team.share(next, rows, [&](int64_t t) {
-            for_vectors(d, [&](int64_t i, auto get, auto set) {
-                set(wide + i, get(x + t * ld_x + i));
-            });
-            norm_row(wide, w, y + t * d, d, eps);
+        for_vectors(d, [&](int64_t i, auto get, auto set) {
+            set(wide + i, get(x + t * ld_x + i));
         });
+        norm_row(wide, w, y + t * d, d, eps);
     });
 }
 
 template <class T>
 void add_rms_norm(const T* x, int64_t ld_x, const T* residual, int64_t ld_residual, const T* w,
                   T* y, T* sum, int64_t rows, int64_t d, float eps, int64_t threads) {
-    std::atomic<int64_t> next{0};
-    parallel(threads, rows * d, [&](Team team) {
+    Team(threads, rows * d).share(rows, [&](int64_t t) {
         static thread_local Scratch scratch;
         float* wide = scratch.get(d);
-        team.share(next, rows, [&](int64_t t) {
-            for_vectors(d, [&](int64_t i, auto get, auto set) {
-                set(sum + t * d + i,
-                    get(residual + t * ld_residual + i) + get(x + t * ld_x + i));
-                set(wide + i, get(sum + t * d + i));  // as rounded
-            });
-            norm_row(wide, w, y + t * d, d, eps);
+        for_vectors(d, [&](int64_t i, auto get, auto set) {
+            set(sum + t * d + i,
+                get(residual + t * ld_residual + i) + get(x + t * ld_x + i));
+            set(wide + i, get(sum + t * d + i));  // as rounded
         });
+        norm_row(wide, w, y + t * d, d, eps);
     });
 }
 
@@ -82,23 +76,20 @@ void qk_norm_rope_write(const T* qg, int64_t ld_qg, const T* k, int64_t ld_k, co
                         const float* sin, T* kv, const int64_t* location, T* q, int64_t rows,
                         int64_t heads, int64_t groups, int64_t e, int64_t r, int64_t page_tokens,
                         float eps, int64_t threads) {
-    std::atomic<int64_t> next{0};
-    parallel(threads, rows * (heads + groups) * e * 2, [&](Team team) {
+    Team(threads, rows * (heads + groups) * e * 2).share(rows, [&](int64_t t) {
         static thread_local Scratch scratch;
         float* wide = scratch.get(e);
-        team.share(next, rows, [&](int64_t t) {
-            const float *cos_t = cos + t * r, *sin_t = sin + t * r;
-            for (int64_t h = 0; h < heads; h++)
-                norm_rotate(qg + t * ld_qg + h * 2 * e, q_weight, cos_t, sin_t,
-                            q + (t * heads + h) * e, e, r, eps, wide);
-            int64_t page = location[t] / page_tokens, offset = location[t] % page_tokens;
-            for (int64_t g = 0; g < groups; g++) {
-                T* to_k = kv + ((page * 2 * groups + g) * page_tokens + offset) * e;
-                T* to_v = to_k + groups * page_tokens * e;
-                norm_rotate(k + t * ld_k + g * e, k_weight, cos_t, sin_t, to_k, e, r, eps, wide);
-                std::memcpy(to_v, v + t * ld_v + g * e, e * sizeof(T));
-            }
-        });
+        const float *cos_t = cos + t * r, *sin_t = sin + t * r;
+        for (int64_t h = 0; h < heads; h++)
+            norm_rotate(qg + t * ld_qg + h * 2 * e, q_weight, cos_t, sin_t,
+                        q + (t * heads + h) * e, e, r, eps, wide);
+        int64_t page = location[t] / page_tokens, offset = location[t] % page_tokens;
+        for (int64_t g = 0; g < groups; g++) {
+            T* to_k = kv + ((page * 2 * groups + g) * page_tokens + offset) * e;
+            T* to_v = to_k + groups * page_tokens * e;
+            norm_rotate(k + t * ld_k + g * e, k_weight, cos_t, sin_t, to_k, e, r, eps, wide);
+            std::memcpy(to_v, v + t * ld_v + g * e, e * sizeof(T));
+        }
     });
 }
 

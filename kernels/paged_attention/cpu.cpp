@@ -170,14 +170,9 @@ void decode(const T* q, int64_t ld_q, const T* qg, int64_t ld_qg, const T* kv,
     first_part[rows] = parts;
     Decode<T> op{q,    qg,   {kv, G, page_tokens, E}, page_table, length, o, ld_q, ld_qg, ld_table,
                  rows, heads, scale, first_part, partial_memory.get(parts * heads * (E + 2))};
-    std::atomic<int64_t> next{0}, next_row{0};
-    parallel(threads, tokens * heads * E * 2, [&](Team team) {
-        team.share(next, parts * G, [&](int64_t task) { op.part(task); });
-        team.barrier();
-        team.share(next_row, rows, [&](int64_t row) {
-            for (int64_t h = 0; h < heads; h++) op.merge(row, h);
-        });
-    });
+    Team(threads, tokens * heads * E * 2).share(parts * G, [&](int64_t task) { op.part(task); });
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t h = 0; h < heads; h++) op.merge(row, h);
 }
 
 // ---- prefill: a task is a chunk of a slice's queries, for the query heads of one KV head ----
@@ -271,12 +266,9 @@ void prefill(const T* q, int64_t ld_q, const T* qg, int64_t ld_qg, const T* kv,
     std::stable_sort(tasks.begin(), tasks.end(),  // the longest first: they share out evenly
                      [](const Task& a, const Task& b) { return a.position > b.position; });
     Prefill<T> op{q, qg, {kv, G, page_tokens, E}, o, ld_q, ld_qg, heads, scale};
-    std::atomic<int64_t> next{0};
-    parallel(threads, macs, [&](Team team) {
-        team.share(next, int64_t(tasks.size()) * G, [&](int64_t task) {
-            const Task& t = tasks[task / G];
-            op.chunk(page_table + t.slice * ld_table, t.position, t.row, t.count, task % G);
-        });
+    Team(threads, macs).share(int64_t(tasks.size()) * G, [&](int64_t task) {
+        const Task& t = tasks[task / G];
+        op.chunk(page_table + t.slice * ld_table, t.position, t.row, t.count, task % G);
     });
 }
 

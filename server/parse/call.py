@@ -42,13 +42,13 @@ class Call:
             if lexeme.is_space:
                 self._closer.append(lexeme)
                 return True
-            closer = self._closer[0].kind
-            if lexeme.kind in _FOLLOWERS[closer]:
+            closer, *spaces = self._closer
+            if lexeme.kind in _FOLLOWERS[closer.kind]:
                 self._end_value()
-                if closer is Kind.END_PARAMETER:
+                if closer.kind is Kind.END_PARAMETER:
                     return self._between(lexeme)
                 self._close()
-                self.tail = "".join(space.raw for space in self._closer[1:])
+                self.tail = "".join(space.raw for space in spaces)
                 return False
             self._reopen()
         self._value(lexeme)
@@ -105,7 +105,6 @@ class Call:
         self._in_value = self._at_value_start = True
         self._begins_line = False
         self._newline = ""
-        self._closer = []
 
     def _data(self, text: str) -> None:
         """More of the value, which loses one newline at each end."""
@@ -121,6 +120,7 @@ class Call:
     def _end_value(self) -> None:
         self._write(self._arguments.end())
         self._in_value = False
+        self._closer = []
 
     def _close(self) -> None:
         self._write(self._arguments.close())

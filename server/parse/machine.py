@@ -1,10 +1,8 @@
 """Turns the text that the model writes into reasoning, content and tool calls.
 
-    START ---> REASONING --</think>--> CONTENT
-                   |                    ^   |
-                   |      <tool_call>   |   |
-                   |    <function=NAME> |   |
-                   +-----------------> CALL <+
+    START ---> REASONING --- </think> ---> CONTENT <---> CALL
+                   |                                      ^
+                   +----- <tool_call> <function=NAME> ----+
 
 One machine for streamed and whole answers. A state is a method that takes the next lexeme; it
 acts on it, holds it back, or hands it to the state it moved to. What is held back is never read
@@ -123,18 +121,20 @@ class OutputParser:
     def finish(self, cut: bool) -> list[Event]:
         """End the text: `cut` by the token limit, or else by the model or a stop string."""
         unfinished = self._lexer.finish()
-        if cut:
-            unfinished = self._cut(unfinished)
-        if unfinished is not None:
-            self._state(unfinished)
         if self._state == self._start:
             self._leave_start()
-        if self._state == self._in_call:
-            if not cut:
+        if cut and self._state == self._in_call:
+            if self._call.cut(unfinished):
+                self._end_call()
+        elif cut and self._lacks_name(unfinished):
+            self._opener, self._space = [], []
+        else:
+            if unfinished is not None:
+                self._state(unfinished)
+            self._reopen()
+            if self._state == self._in_call:
                 self._call.end()
                 self._end_call()
-        else:
-            self._reopen()
         self._end_text()
         return self._take_events()
 
@@ -243,25 +243,16 @@ class OutputParser:
         self._after_call = True
         self._enter_content(skips="" if self._has_content else None)
 
-    def _cut(self, unfinished: Lexeme | None) -> Lexeme | None:
-        """Drop what the token limit cut short. Returns what is left to read."""
-        if self._state == self._in_call:
-            if self._call.cut(unfinished):
-                self._end_call()
-            return None
+    def _lacks_name(self, tag: Lexeme | None) -> bool:
+        """Whether a text that breaks off, perhaps inside `tag`, ends in a call without its name."""
         if self._opener:
-            nameless = unfinished is None or _FUNCTION.startswith(unfinished.raw[: len(_FUNCTION)])
-        elif unfinished is None or self._state != self._content:
-            nameless = False
-        elif self._in_block and self._after_call:
-            nameless = True  # only tags can follow here
-        else:
-            nameless = any(f"{_FUNCTION}{name}>".startswith(unfinished.raw) for name in self._tools)
-            nameless = nameless and unfinished.kind is Kind.FUNCTION  # not a few letters of it
-        if not nameless:
-            return unfinished
-        self._opener, self._space = [], []
-        return None
+            return tag is None or _FUNCTION.startswith(tag.raw[: len(_FUNCTION)])
+        if tag is None or self._state != self._content:
+            return False
+        if self._in_block and self._after_call:
+            return True  # only markup is expected here
+        name = tag.raw.removeprefix(_FUNCTION)
+        return tag.kind is Kind.FUNCTION and any(known.startswith(name) for known in self._tools)
 
     # Output
 

@@ -12,7 +12,7 @@ import pytest
 from server.http_limits import HttpLimits
 from server.tokenizer import Tokenizer
 from server.validate import Validator
-from tests.fakes import FakeServer, build_server
+from tests.fakes import build_server
 from tests.server.http.asking import CHAT, chat, events, say
 from tests.server.http.live import Live, Wire, get, post, serving
 
@@ -91,7 +91,8 @@ async def test_heads_over_the_limits(live: Live, tokenizer: Tokenizer, head: byt
         b"GET /live HTTP/1.1\r\nbad header\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello",
-        b"POST /tokenize HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\ncontent-length: 5\r\n"
+        b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-type: application/json\r\n"
@@ -150,6 +151,22 @@ async def test_a_dripping_head_is_closed(live: Live) -> None:
     dripping.cancel()
     await asyncio.gather(dripping, return_exceptions=True)
     await wire.close()
+
+
+async def test_a_head_has_its_own_time_on_a_used_connection(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    server = build_server(validator, tokenizer, limits=HttpLimits(head_timeout_s=1.0))
+    async with serving(server) as live:
+        wire = await live.connect()
+        await wire.send(get("/live"))
+        assert (await wire.reply()).status == 200
+        await asyncio.sleep(0.8)
+        await wire.send(get("/live")[:10])
+        await asyncio.sleep(0.4)
+        await wire.send(get("/live")[10:])
+        assert (await wire.reply()).status == 200
+        await wire.close()
 
 
 async def test_an_idle_connection_is_closed(live: Live) -> None:
@@ -281,9 +298,7 @@ async def test_a_client_that_goes_away_is_noticed(
     assert len(engine.submitted) == 1
 
 
-async def test_pipelined_requests_are_answered_in_order(
-    live: Live, tokenizer: Tokenizer
-) -> None:
+async def test_pipelined_requests_are_answered_in_order(live: Live, tokenizer: Tokenizer) -> None:
     texts = ["one", "two", "three"]
     for text in texts:
         live.server.engine.will(*say(tokenizer, text))

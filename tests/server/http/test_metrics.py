@@ -13,7 +13,7 @@ from tests.server.http.asking import CHAT, COMPLETIONS, Call, chat, say
 
 pytestmark = pytest.mark.anyio
 
-SERIES = [
+SERIES = {
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
@@ -40,7 +40,7 @@ SERIES = [
     "deltaserve:engine_restarts_total",
     "deltaserve:step_seconds_count",
     "deltaserve:requests_total",
-]
+}
 
 
 async def scrape(client: httpx.AsyncClient) -> dict[str, float]:
@@ -60,7 +60,7 @@ async def scrape(client: httpx.AsyncClient) -> dict[str, float]:
 
 async def test_every_series_is_there_from_the_start(client: httpx.AsyncClient) -> None:
     names = {name.partition("{")[0] for name in await scrape(client)}
-    assert set(SERIES) <= names
+    assert names >= SERIES
 
 
 async def test_counters_move_by_the_exact_usage(

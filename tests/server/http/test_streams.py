@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
 
 from engine import QueueFull
 from server.http_limits import HttpLimits
+from server.protocol import ChatCompletionRequest
 from server.tokenizer import Tokenizer
+from server.valid import ValidChat
 from server.validate import Validator
 from tests.fakes import FakeServer, build_server
 from tests.server.http.asking import CHAT, COMPLETIONS, Call, chat, say
@@ -122,6 +125,38 @@ async def test_a_client_that_goes_away_while_a_send_waits(
     await call.done()
     assert server.engine.num_active == 0
     assert len(server.engine.cancelled) == 1
+
+
+class SlowValidator(Validator):
+    """Stays in its thread until it is let go."""
+
+    def __init__(self, inner: Validator, gate: threading.Event) -> None:
+        self.max_model_len = inner.max_model_len
+        self.inner = inner
+        self.gate = gate
+        self.is_inside = threading.Event()
+
+    def chat(self, request: ChatCompletionRequest) -> ValidChat:
+        self.is_inside.set()
+        assert self.gate.wait(10)
+        return self.inner.chat(request)
+
+
+async def test_a_client_that_goes_away_while_its_request_is_read(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    slow = SlowValidator(validator, threading.Event())
+    server = build_server(slow, tokenizer)
+    call = Call(server.app, CHAT, chat())
+    assert await asyncio.to_thread(slow.is_inside.wait, 10)
+    probe = Call(server.app, "/health", method="GET")  # the loop is free meanwhile
+    await probe.done()
+    assert probe.status == 200
+    call.disconnect()
+    await call.done()
+    assert server.lifecycle.num_in_flight == 0
+    slow.gate.set()
+    assert server.engine.submitted == []
 
 
 async def test_other_requests_do_not_notice(server: FakeServer, tokenizer: Tokenizer) -> None:

@@ -44,12 +44,19 @@ HOSTILE = {
     "digits": ("<function=f><parameter=n>", "7"),
     "brackets in an array": ("<function=f><parameter=o>", "["),
     "a name in a value": (f"{VALUE}\n<parameter=", "a"),
+    "brackets in reasoning": ("<think>", "<"),
+    "openers in reasoning": ("<think>", "<tool_call>\n"),
+    "newlines in reasoning": ("<think>x", "\n"),
 }
 hostile = pytest.mark.parametrize(("start", "unit"), HOSTILE.values(), ids=list(HOSTILE))
-thinking = pytest.mark.parametrize("thinking", [False, True])
+LONG = (
+    "angle brackets", "openers", "parameters", "a long opener", "newlines", "spaces",
+    "text in a call", "brackets in a value", "parameters on lines in a value",
+    "spaces after a closer", "newlines in a value", "nulls", "digits", "brackets in an array",
+)  # fmt: skip
 
 
-def lines_run(pieces, *, thinking):
+def lines_run(pieces):
     """How many lines of the parser run while it reads `pieces`."""
     count = 0
 
@@ -61,7 +68,7 @@ def lines_run(pieces, *, thinking):
         return trace
 
     before = sys.gettrace()
-    parser = OutputParser(thinking=thinking, tools=TOOLS)
+    parser = OutputParser(thinking=False, tools=TOOLS)
     sys.settrace(trace)
     try:
         for piece in pieces:
@@ -73,23 +80,20 @@ def lines_run(pieces, *, thinking):
 
 
 @hostile
-@thinking
-def test_twice_the_text_is_twice_the_work(start, unit, thinking):
+def test_as_much_text_again_is_as_much_work_again(start, unit):
     for split in (list, lambda text: [text]):
-        once, twice, thrice = (
-            lines_run(split(start + unit * n), thinking=thinking) for n in (300, 600, 900)
-        )
+        once, twice, thrice = (lines_run(split(start + unit * n)) for n in (300, 600, 900))
         assert thrice - twice <= 1.05 * (twice - once) + 20
 
 
 @hostile
 def test_a_character_costs_a_bounded_number_of_steps(start, unit):
     text = start + unit * 500
-    assert lines_run(text, thinking=False) <= 100 * len(text) + 1000
+    assert lines_run(text) <= 100 * len(text) + 1000
 
 
-@hostile
 @pytest.mark.timeout(100)
+@pytest.mark.parametrize(("start", "unit"), [HOSTILE[name] for name in LONG], ids=LONG)
 def test_a_megabyte_is_read(start, unit):
     """What lines do not show is copying: of all that is held back, for each of 60,000 pieces."""
     text = start + unit * (1_000_000 // len(unit))

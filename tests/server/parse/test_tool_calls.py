@@ -370,6 +370,7 @@ class TestEndInsideACall:
         ],
     )
     def test_an_opener_without_its_name_is_dropped_at_the_token_limit(self, opener):
+        assert read(opener, cut=True) == Answer()
         assert read(f"I look.\n{opener}", cut=True) == Answer(None, "I look.")
         assert read(f"I look.\n{opener}") == Answer(None, f"I look.\n{opener}")
 

@@ -217,7 +217,7 @@ def test_a_string_that_an_enum_spells_out_stays_a_string():
 
 
 def test_reading_a_schema_is_linear_in_it():
-    """Each of 200 definitions names the next one twice: 2**200 paths, and 400 references."""
+    """Each of 50 definitions names the next one twice: 2**50 paths, but 100 references."""
     defs = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(50)}
     defs["d50"] = {"type": "integer"}
     assert names_of({"$ref": "#/$defs/d0"}, **{"$defs": defs}) == {"string"}  # deeper than 64
@@ -262,12 +262,14 @@ def test_depth_up_to_the_limit_is_kept():
     assert json_of(f"[{text}]", {"type": "array"}) == f'"[{text}]"'
 
 
+leaves = st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=()))
+finite_values = st.recursive(
+    leaves | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters(exclude_categories=())),
+    leaves | st.floats(),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
     ),
@@ -303,15 +305,10 @@ def test_whatever_is_written_becomes_strict_json(text, names):
         )
 
 
-@settings(max_examples=300, deadline=None)
-@given(value=st.dictionaries(st.text(), values, min_size=1))
+@settings(max_examples=200, deadline=None)
+@given(value=st.dictionaries(st.text(), finite_values))
 def test_json_comes_through_unchanged(value):
-    text = json.dumps(value)
-    plain = json.loads(text.encode().decode())
-    converted = json_of(text, {"type": "object"})
-    if "NaN" in text or "Infinity" in text:
-        return
-    assert json.loads(converted) == _without_surrogates(plain)
+    assert json.loads(json_of(json.dumps(value), {"type": "object"})) == _paired(value)
 
 
 @settings(max_examples=300, deadline=None)
@@ -387,11 +384,11 @@ def _name(value):
     return names.get(type(value), "object")
 
 
-def _without_surrogates(value):
+def _paired(value):
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_without_surrogates(inner) for inner in value]
+        return [_paired(inner) for inner in value]
     if isinstance(value, dict):
-        return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+        return {_paired(k): _paired(v) for k, v in value.items()}
     return value
