@@ -39,7 +39,7 @@ OPERATIONS = ("fused_moe", "gated_delta", "linear", "norm_rope", "paged_attentio
 _SOURCES = Path(__file__).parent
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-w")
+_FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-w")
 _BUILD_TIMEOUT_S = 300
 
 

@@ -199,7 +199,7 @@ struct Mac<bf16> {
 
 // out[r * N + n] = x_r . w_n over k elements.
 template <class T, int R, int N>
-inline void dot_tile(const T* const* x, const T* const* w, int64_t k, float* out) {
+__attribute__((noinline)) void dot_tile(const T* const* x, const T* const* w, int64_t k, float* out) {
     typedef Mac<T> M;
     vf sum[R][N] = {};
     int64_t i = 0;
@@ -299,7 +299,7 @@ inline void dots(int64_t rows, int64_t first, int64_t last, int64_t k, Row row, 
 // c[m][n] (+)= sum over k of a[m][k] * b[k][n], k ascending; n, ldb and ldc in whole vectors.
 // With KEEP the sum starts from c, else from zero.
 template <bool KEEP, int R, int V>
-inline void outer_tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
+__attribute__((noinline)) void outer_tile(int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb, float* c,
                        int64_t ldc) {
     vf sum[R][V];
 #pragma GCC unroll 8

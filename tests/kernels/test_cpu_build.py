@@ -86,7 +86,9 @@ def test_without_a_compiler_the_references_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for cached in (cpu_build._default_compiler, cpu_build._warn, linear.cpu.functions):
+    caches = (cpu_build._default_compiler, cpu_build._library, linear.cpu.functions)
+    cpu_build._warn.cache_clear()
+    for cached in caches:
         cached.cache_clear()
     x_TD, weight_FD = torch.randn(3, 8), torch.randn(5, 8)
     try:
@@ -96,7 +98,7 @@ def test_without_a_compiler_the_references_serve(
                 assert cpu_build.load("norm_rope", {"rms_norm": "p"}) == {}
     finally:
         monkeypatch.undo()
-        for cached in (cpu_build._default_compiler, linear.cpu.functions):
+        for cached in caches:
             cached.cache_clear()
     assert torch.equal(y_TF, linear.reference.linear(x_TD, weight_FD))
     assert [record.message for record in caplog.records] == [

@@ -1,0 +1,91 @@
+"""What an Anthropic client sends and expects around a request: its key, and the shape of errors.
+
+`MessagesExchange` stands in for `Exchange` on these paths, so that whatever goes wrong before,
+in or around a handler is told in their shape: 401, 404, 405 and 413 included.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from server.errors import MAX_MESSAGE_CHARS, ErrorAnswer
+from server.exchange import Exchange, Headers, Receive, Scope, Send
+from server.messages.stream import named
+
+MESSAGES_PATH = "/v1/messages"
+
+_OVERLOADED = frozenset(
+    {"queue_full", "queue_timeout", "starting", "draining", "too_many_connections"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesError(ErrorAnswer):
+    """An error in Anthropic's shape; `type` is one of theirs."""
+
+    def body(self) -> bytes:
+        message = self.message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
+        return msgspec.json.encode(
+            {"type": "error", "error": {"type": self.type, "message": message}}
+        )
+
+
+def messages_error(answer: ErrorAnswer) -> MessagesError:
+    return MessagesError(
+        status=answer.status,
+        message=answer.message,
+        type=_error_type(answer),
+        param=answer.param,
+        code=answer.code,
+        retry_after_s=answer.retry_after_s,
+        allow=answer.allow,
+    )
+
+
+def _error_type(answer: ErrorAnswer) -> str:
+    if answer.code in _OVERLOADED:
+        return "overloaded_error"
+    if answer.status >= 500:
+        return "api_error"
+    return {401: "authentication_error", 404: "not_found_error"}.get(
+        answer.status, "invalid_request_error"
+    )
+
+
+class MessagesExchange(Exchange):
+    """An exchange with an Anthropic client."""
+
+    __slots__ = ()
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.headers = _with_bearer(self.headers)
+
+    async def fail(self, answer: ErrorAnswer) -> None:
+        told = messages_error(answer)
+        if self.streaming:
+            self.error = told
+            await self.send_events(named("error", told.body()), last=True)
+        else:
+            await super().fail(told)
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        headers.append((b"request-id", self.request_id.encode("ascii")))
+        await super()._start(status, headers)
+
+
+def exchange_for(scope: Scope, receive: Receive, send: Send) -> Exchange:
+    """The exchange that speaks the language of the path's clients."""
+    path: str = scope["path"]
+    is_theirs = path == MESSAGES_PATH or path.startswith(MESSAGES_PATH + "/")
+    kind: Callable[[Scope, Receive, Send], Exchange] = MessagesExchange if is_theirs else Exchange
+    return kind(scope, receive, send)
+
+
+def _with_bearer(headers: Headers) -> Headers:
+    """Say a lone `x-api-key` as the keyring reads keys. An Authorization header goes before it."""
+    keys = [value for name, value in headers if name == b"x-api-key"]
+    if len(keys) != 1 or any(name == b"authorization" for name, _ in headers):
+        return headers
+    return [*headers, (b"authorization", b"Bearer " + keys[0])]

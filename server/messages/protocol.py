@@ -1,0 +1,144 @@
+"""The wire shapes of the Messages API, field names verbatim; the rules of `server.protocol` hold.
+
+`cache_control` may stand anywhere and says nothing here: the prefix cache is automatic. It is read
+by nobody, like every unknown field. Content is checked here only to be text or a list of objects;
+`blocks` knows which blocks may stand where.
+"""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from server.protocol import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS, WireModel
+
+Content = str | list[dict[str, Any]]
+
+
+def _breaks(rule: str) -> PydanticCustomError:
+    return PydanticCustomError("rule", "{rule}", {"rule": rule})
+
+
+def _check_content(value: Any) -> Content:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        blocks = cast(list[Any], value)
+        if all(isinstance(block, dict) for block in blocks):
+            return blocks
+    raise _breaks("must be a string or a list of blocks")
+
+
+def _check_stops(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in cast(list[Any], value)):
+        raise _breaks("must be a list of strings")
+    stops = cast(list[str], value)
+    if len(stops) > MAX_STOPS:
+        raise _breaks(f"must have at most {MAX_STOPS} strings")
+    if not all(stops):
+        raise _breaks("must not hold an empty string")
+    if max(map(len, stops), default=0) > MAX_STOP_CHARS:
+        raise _breaks(f"must not hold a string longer than {MAX_STOP_CHARS} characters")
+    return stops
+
+
+TextOrBlocks = Annotated[Content, PlainValidator(_check_content, json_schema_input_type=Content)]
+
+
+class Turn(WireModel):
+    role: Literal["user", "assistant", "system"]
+    content: TextOrBlocks
+
+
+class Tool(WireModel):
+    """A tool of the client's own. Anthropic's tools have no schema and another `type`."""
+
+    type: Literal["custom"] = "custom"
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+
+
+class ToolChoice(WireModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(WireModel):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(default=None, ge=1)
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputFormat(WireModel):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(WireModel):
+    effort: str | None = Field(default=None, min_length=1)
+    format: OutputFormat | None = None
+
+
+class PromptRequest(WireModel):
+    """What decides the prompt: the whole of a request to count its tokens."""
+
+    model: str | None = None
+    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    system: TextOrBlocks = ""
+    tools: list[Tool] = Field(default=[], max_length=MAX_TOOLS, fail_fast=True)
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+
+
+class MessagesRequest(PromptRequest):
+    max_tokens: int = Field(ge=1)
+    stop_sequences: Annotated[
+        list[str], PlainValidator(_check_stops, json_schema_input_type=list[str])
+    ] = Field(default=[])
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    stream: bool = False
+
+
+class CountTokensRequest(PromptRequest):
+    pass
+
+
+# Blocks
+
+
+class TextBlock(WireModel):
+    text: str
+
+
+class ImageSource(WireModel):
+    type: Literal["base64", "url"]
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+
+
+class ImageBlock(WireModel):
+    source: ImageSource
+
+
+class ThinkingBlock(WireModel):
+    thinking: str
+
+
+class ToolUseBlock(WireModel):
+    id: str = Field(min_length=1)
+    name: str = Field(min_length=1)
+    input: dict[str, Any]
+
+
+class ToolResultBlock(WireModel):
+    tool_use_id: str = Field(min_length=1)
+    content: TextOrBlocks = ""
+    is_error: bool = False

@@ -1,0 +1,13 @@
+"""OpenAI's Responses API, as another way to ask for and to write down a chat answer.
+
+A request becomes the equal chat request (`convert`, `read`), is validated and run as one, and the
+chat chunks that come back become output items (`items`) and events (`stream`). `store` keeps ended
+responses in memory, for `previous_response_id` and to be read again. `routes` is what the
+application sees.
+"""
+
+from server.responses.protocol import ResponsesRequest
+from server.responses.routes import ResponsesRoutes
+from server.responses.store import ResponseStore
+
+__all__ = ["ResponseStore", "ResponsesRequest", "ResponsesRoutes"]

@@ -1,0 +1,122 @@
+"""The OpenAI-compatible routes, and the facts: probes, models, version, metrics."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+
+from server.answer import Draft
+from server.chat import draft_chat
+from server.completions import draft_completion
+from server.errors import BadRequest
+from server.exchange import Exchange
+from server.json_body import decode_json
+from server.metrics import CONTENT_TYPE
+from server.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse_wire,
+)
+from server.site import Site, add_route
+
+MODEL_PREFIX = "/v1/models/"
+_OK = b'{"status":"ok"}'
+
+
+def add_model_routes(api: FastAPI, site: Site) -> None:
+    """Routes that read a JSON body and work on it."""
+
+    def chat(body: bytes) -> Draft:
+        request = parse_wire(ChatCompletionRequest, decode_json(body))
+        return draft_chat(
+            site.validator.chat(request),
+            site.tokenizer,
+            model=request.model or site.served_names[0],
+            system_fingerprint=site.fingerprint,
+        )
+
+    def completions(body: bytes) -> Draft:
+        request = parse_wire(CompletionRequest, decode_json(body))
+        return draft_completion(
+            site.validator.completion(request),
+            site.tokenizer,
+            model=request.model or site.served_names[0],
+            system_fingerprint=site.fingerprint,
+        )
+
+    def tokenize(body: bytes) -> bytes:
+        request = parse_wire(TokenizeRequest, decode_json(body))
+        return msgspec.json.encode(site.validator.tokenize(request))
+
+    def detokenize(body: bytes) -> bytes:
+        request = parse_wire(DetokenizeRequest, decode_json(body))
+        return msgspec.json.encode(site.validator.detokenize(request))
+
+    def serve(path: str, read: Callable[[bytes], Draft | bytes]) -> None:
+        async def handler(exchange: Exchange) -> None:
+            await site.work(exchange, read)
+
+        add_route(api, path, handler, "POST")
+
+    serve("/v1/chat/completions", chat)
+    serve("/v1/completions", completions)
+    serve("/tokenize", tokenize)
+    serve("/detokenize", detokenize)
+
+
+def add_fact_routes(api: FastAPI, site: Site) -> None:
+    """Routes that only tell how things are."""
+
+    async def live(exchange: Exchange) -> None:
+        await exchange.reply(_OK)
+
+    async def health(exchange: Exchange) -> None:
+        site.lifecycle.check_ready()
+        await exchange.reply(_OK)
+
+    async def version(exchange: Exchange) -> None:
+        await exchange.reply(msgspec.json.encode({"version": site.version}))
+
+    async def models(exchange: Exchange) -> None:
+        cards = [_card(site, name) for name in site.served_names]
+        await exchange.reply(msgspec.json.encode({"object": "list", "data": cards}))
+
+    async def model(exchange: Exchange) -> None:
+        name = exchange.path.removeprefix(MODEL_PREFIX)
+        if name not in site.served_names:
+            raise BadRequest(
+                "There is no such model; GET /v1/models lists the names.",
+                param="model",
+                status=404,
+                code="model_not_found",
+            )
+        await exchange.reply(msgspec.json.encode(_card(site, name)))
+
+    async def metrics(exchange: Exchange) -> None:
+        await exchange.reply(site.metrics.render(), content_type=CONTENT_TYPE)
+
+    async def openapi(exchange: Exchange) -> None:
+        await exchange.reply(msgspec.json.encode(api.openapi()))
+
+    add_route(api, "/live", live, "GET", "HEAD")
+    for path in ("/ready", "/health", "/ping"):
+        add_route(api, path, health, "GET", "HEAD")
+    add_route(api, "/version", version, "GET")
+    add_route(api, "/v1/models", models, "GET")
+    add_route(api, MODEL_PREFIX + "{name:path}", model, "GET")
+    add_route(api, "/metrics", metrics, "GET")
+    add_route(api, "/openapi.json", openapi, "GET")
+
+
+def _card(site: Site, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": site.created,
+        "owned_by": "deltaserve",
+        "root": site.model_root,
+        "max_model_len": site.validator.max_model_len,
+    }

@@ -1,0 +1,98 @@
+"""What every route shares, and the one way in which model work is done.
+
+Model work is a `Flight`: it can be drained, timed out, and ends when its client goes away. JSON,
+templates and tokenizing run in a small thread pool, so the loop and the probes stay quick.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastapi import FastAPI, Request, Response
+
+from engine import EngineClient
+from server.answer import Answer, Draft
+from server.body import check_json_headers, read_body
+from server.exchange import Exchange, Receive, Scope, Send
+from server.http_limits import HttpLimits
+from server.lifecycle import Flight, Lifecycle
+from server.metrics import Metrics
+from server.tokenizer import Tokenizer
+from server.validate import Validator
+
+NUM_VALIDATION_THREADS = 4
+EXCHANGE = "deltaserve.exchange"  # keys in an ASGI scope: what the shell gives to routes
+FAULT = "deltaserve.fault"
+
+Handler = Callable[[Exchange], Awaitable[None]]
+T = TypeVar("T")
+
+
+def _make_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(NUM_VALIDATION_THREADS, thread_name_prefix="validate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    engine: EngineClient
+    validator: Validator
+    tokenizer: Tokenizer
+    served_names: tuple[str, ...]  # the first is what answers call the model by default
+    model_root: str
+    version: str
+    lifecycle: Lifecycle
+    metrics: Metrics
+    limits: HttpLimits
+    created: int = field(default_factory=lambda: int(time.time()))
+    pool: ThreadPoolExecutor = field(default_factory=_make_pool)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"deltaserve-{self.version}"
+
+    async def read(self, exchange: Exchange, flight: Flight, read: Callable[[bytes], T]) -> T:
+        """The request's body through `read`, which runs in a thread and may raise BadRequest."""
+        body = await read_body(
+            exchange, max_bytes=self.limits.max_body_bytes, pause_s=self.limits.body_pause_s
+        )
+        flight.watch()
+        return await asyncio.get_running_loop().run_in_executor(self.pool, read, body)
+
+    async def work(self, exchange: Exchange, read: Callable[[bytes], Draft | bytes]) -> None:
+        """Take one request from its headers to the end of its answer."""
+        arrived = time.monotonic()
+        self.lifecycle.check_ready()
+        check_json_headers(exchange, max_bytes=self.limits.max_body_bytes)
+        async with self.lifecycle.flight(exchange) as flight:
+            work = await self.read(exchange, flight, read)
+            if isinstance(work, bytes):
+                await exchange.reply(work)
+            else:
+                await Answer(work, exchange, self.engine, self.metrics, arrived=arrived).run()
+        self.metrics.count_ok()
+
+
+class Sent(Response):
+    """What a route returns: the exchange has sent the answer already, or never will."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+
+def add_route(api: FastAPI, path: str, handler: Handler, *methods: str) -> None:
+    """Serve `path` by `handler`, which answers through the exchange and may raise anything.
+
+    What it raises reaches the shell around the application, which alone writes error answers.
+    """
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            await handler(request.scope[EXCHANGE])
+        except Exception as error:
+            request.scope[FAULT].append(error)
+        return Sent()
+
+    api.add_api_route(path, endpoint, methods=list(methods), response_class=Sent)
