@@ -18,10 +18,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How tokens are chosen. Field meanings and ranges: the table in the README's API section.
 
     Order of operations on a row of fp32 logits: ids at or above the engine's `num_real_tokens` are
-    banned; the log-softmax of that is what `num_logprobs` reports; then the penalties, then
-    `logit_bias`, `allowed_token_ids`, `bad_words` and (before `min_tokens`) the ban of
-    `stop_token_ids`; then temperature, then top_k, top_p and min_p, each on what the one before
-    left. Temperature 0 is the argmax before temperature.
+    banned; the log-softmax of that is what `num_logprobs` reports; then the penalties (repetition,
+    presence and frequency, DRY), then `logit_bias`, `allowed_token_ids`, `bad_words`, (before
+    `min_tokens`) the ban of `stop_token_ids` and the end of a spent `thinking_budget`; then
+    temperature, then top_k, top_p, min_p and XTC, each on what the one before left. Temperature 0
+    is the argmax before temperature.
     """
 
     max_tokens: int  # generated tokens at most; 0 scores the prompt only
@@ -38,6 +39,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()  # id sequences that are never completed
+    dry_multiplier: float = 0.0  # 0: off; see `kernels.sampling.dry`
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = -1  # the last tokens of prompt and output; -1: all
+    dry_breaker_ids: tuple[int, ...] = ()  # tokens that break a repetition
+    dry_breakers: tuple[tuple[int, ...], ...] = ()  # sequences of several tokens that do
+    xtc_probability: float = 0.0  # 0: off; see `kernels.sampling.xtc`
+    xtc_threshold: float = 0.1
+    # After so many generated tokens of which none is in `thinking_end_ids`, the first of these is
+    # generated, against every other wish. None: never.
+    thinking_budget: int | None = None
+    thinking_end_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None  # None: none; 0: the sampled token's; k: the top k besides
     num_prompt_logprobs: int | None = None  # the same, of every prompt token
 

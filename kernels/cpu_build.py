@@ -40,6 +40,7 @@ _SOURCES = Path(__file__).parent
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 _FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=off", "-w")
+_NATIVE = "-march=native"
 _BUILD_TIMEOUT_S = 300
 
 
@@ -96,7 +97,7 @@ def build(source: Path, *, folder: Path, compiler: Compiler) -> Path:
     key = hashlib.sha256()
     for part in (
         *(file.read_bytes() for file in (source, *headers)),
-        " ".join(_FLAGS).encode(),
+        " ".join((*_FLAGS, _NATIVE)).encode(),
         compiler.version.encode(),
         _cpu().encode(),
     ):
@@ -107,7 +108,7 @@ def build(source: Path, *, folder: Path, compiler: Compiler) -> Path:
     errors = ""
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         unfinished = Path(scratch) / target.name
-        for flags in (("-march=native",), ()):  # not every compiler knows that flag
+        for flags in ((_NATIVE,), ()):  # not every compiler knows that flag
             command = [compiler.path, *_FLAGS, *flags, str(source), "-o", str(unfinished)]
             try:
                 done = subprocess.run(

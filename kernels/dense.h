@@ -1,5 +1,5 @@
-// Matrix products with stored weights, in tasks that a team shares. Included after simd.h's promise:
-// a row's bits depend on the row and the weights only.
+// Matrix products with stored weights, in tasks that a team shares. The promise of simd.h holds
+// here too: a row's bits depend on the row and the weights only.
 #pragma once
 
 #include "simd.h"

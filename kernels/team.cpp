@@ -3,8 +3,8 @@
 // Unlike an OpenMP region, a call waits only for tasks that somebody has begun, never for a thread
 // to arrive: where a core is taken by another process, the caller does that thread's share itself
 // instead of standing still for a scheduler slice. For the same reason a forked child, which has no
-// workers, just works alone. Idle workers look for work for some 100 us, the gap between the kernels
-// of a step, then sleep.
+// workers, just works alone. Idle workers look for work for some 100 us, a few times the gap
+// between the kernels of a step, then sleep.
 //
 // One word says what there is to do: the number of the call in the upper half, the tasks nobody has
 // begun in the lower. A worker that takes a task by compare-and-swap therefore knows that the body

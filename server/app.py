@@ -22,6 +22,8 @@ from server.errors import BadRequest, ClientGone, WrongMethod, answer_to
 from server.exchange import Exchange, Receive, Scope, Send
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.messages.fault import exchange_for
+from server.messages.routes import add_message_routes
 from server.metrics import Metrics
 from server.openapi import openapi_document
 from server.routes import add_fact_routes, add_model_routes
@@ -76,6 +78,7 @@ def _create_api(site: Site) -> FastAPI:
     )
     api.openapi = lambda: openapi_document(site.version)
     add_model_routes(api, site)
+    add_message_routes(api, site)
     add_fact_routes(api, site)
     return api
 
@@ -106,7 +109,7 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"no {scope['type']} is served here")
         started = time.monotonic()
-        exchange = Exchange(scope, receive, send)
+        exchange = exchange_for(scope, receive, send)
         raw_path: bytes = scope.get("raw_path") or exchange.path.encode()
         is_probe = raw_path in PROBES
         faults: list[Exception] = []

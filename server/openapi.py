@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.auth import PROBES
+from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.protocol import (
     ChatCompletionRequest,
     CompletionRequest,
@@ -17,6 +18,8 @@ from server.protocol import (
 _POST: dict[str, tuple[str, type[BaseModel]]] = {
     "/v1/chat/completions": ("Answer a chat", ChatCompletionRequest),
     "/v1/completions": ("Continue prompts", CompletionRequest),
+    "/v1/messages": ("Answer a chat, as Anthropic's API", MessagesRequest),
+    "/v1/messages/count_tokens": ("Count the tokens of a prompt", CountTokensRequest),
     "/tokenize": ("Text or messages to token ids", TokenizeRequest),
     "/detokenize": ("Token ids to text", DetokenizeRequest),
 }
@@ -32,7 +35,7 @@ _GET = {
     "/openapi.json": "This document",
 }
 _PROBES = {path.decode() for path in PROBES}
-_STREAMED = frozenset({"/v1/chat/completions", "/v1/completions"})
+_STREAMED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
 _WORK_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500, 503)
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",

@@ -61,8 +61,13 @@ class Site:
         flight.watch()
         return await asyncio.get_running_loop().run_in_executor(self.pool, read, body)
 
-    async def work(self, exchange: Exchange, read: Callable[[bytes], Draft | bytes]) -> None:
-        """Take one request from its headers to the end of its answer."""
+    async def work(
+        self,
+        exchange: Exchange,
+        read: Callable[[bytes], Draft | bytes],
+        answer: type[Answer] = Answer,
+    ) -> None:
+        """Take one request from its headers to the end of its answer, which `answer` writes."""
         arrived = time.monotonic()
         self.lifecycle.check_ready()
         check_json_headers(exchange, max_bytes=self.limits.max_body_bytes)
@@ -71,7 +76,7 @@ class Site:
             if isinstance(work, bytes):
                 await exchange.reply(work)
             else:
-                await Answer(work, exchange, self.engine, self.metrics, arrived=arrived).run()
+                await answer(work, exchange, self.engine, self.metrics, arrived=arrived).run()
         self.metrics.count_ok()
 
 

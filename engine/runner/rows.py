@@ -23,9 +23,22 @@ import torch
 from engine.plan import Admit
 from engine.request import SamplingParams
 from engine.runner.bad_words import BadWords
+from engine.runner.dry import Dry
+from engine.runner.thinking import ThinkingBudget
 from kernels.sampling import MAX_CANDIDATES
+from kernels.sampling.xtc import MAX_THRESHOLD
 
-TEMPERATURE, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(6)  # columns of `number_PF`
+NUM_NUMBERS = 8
+(  # columns of `number_PF`
+    TEMPERATURE,
+    TOP_P,
+    MIN_P,
+    REPETITION,
+    PRESENCE,
+    FREQUENCY,
+    XTC_PROBABILITY,
+    XTC_THRESHOLD,
+) = range(NUM_NUMBERS)
 
 FORCES = 100.0  # a logit bias from here up: nothing but the tokens that have it
 BANS = -100.0  # a logit bias down to here: never
@@ -65,6 +78,9 @@ class Row:
     forced_id_N: torch.Tensor | None
     allowed_id_N: torch.Tensor | None
     bad_words: BadWords | None
+    excludes: bool  # has XTC
+    dry: Dry | None
+    thinking: ThinkingBudget | None
 
 
 class Rows:
@@ -76,7 +92,9 @@ class Rows:
         """`num_slots` counts the scratch slot. Every tensor lives on `device`, by default CPU."""
         self.device = device or torch.device("cpu")
         self.num_real_tokens = num_real_tokens
-        self.number_PF = torch.zeros(num_slots, 6, dtype=torch.float64, device=self.device)
+        self.number_PF = torch.zeros(
+            num_slots, NUM_NUMBERS, dtype=torch.float64, device=self.device
+        )
         self.top_k_P = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.key_P2 = torch.zeros(num_slots, 2, dtype=torch.int64, device=self.device)
         self.last_token_P = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
@@ -105,6 +123,8 @@ class Rows:
                 min(max(sampling.repetition_penalty, _TINY), _HUGE),
                 sampling.presence_penalty,
                 sampling.frequency_penalty,
+                sampling.xtc_probability,
+                sampling.xtc_threshold,
             ),
             dtype=torch.float64,
         )
@@ -139,6 +159,24 @@ class Rows:
             forced_id_N=self._ids(i for i, b in sampling.logit_bias if b >= FORCES),
             allowed_id_N=self._ids(sampling.allowed_token_ids or ()),
             bad_words=BadWords(words, admit.ids, self.device) if words else None,
+            excludes=sampling.xtc_probability > 0 and sampling.xtc_threshold <= MAX_THRESHOLD,
+            dry=self._dry(admit),
+            thinking=self._thinking(admit),
+        )
+
+    def _dry(self, admit: Admit) -> Dry | None:
+        sampling = admit.sampling
+        if sampling.dry_multiplier == 0 or sampling.dry_last_n == 0:
+            return None
+        return Dry(sampling, admit.ids, num_real_tokens=self.num_real_tokens, device=self.device)
+
+    def _thinking(self, admit: Admit) -> ThinkingBudget | None:
+        sampling = admit.sampling
+        if sampling.thinking_budget is None:
+            return None
+        output_ids = admit.ids[admit.num_prompt_tokens :]
+        return ThinkingBudget(
+            sampling.thinking_budget, sampling.thinking_end_ids, output_ids, self.device
         )
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor | None:
@@ -180,6 +218,10 @@ class Rows:
                 self._tally_KV[row.tally, token_R[r]] += 2
             if row.bad_words is not None:
                 row.bad_words.append(token_R[r : r + 1])
+            if row.dry is not None:
+                row.dry.append(token_R[r : r + 1])
+            if row.thinking is not None:
+                row.thinking.append(token_R[r : r + 1])
 
 
 def _draw(sampling: SamplingParams, top_k: int) -> Draw:

@@ -3,7 +3,8 @@
 Stages that no row of the batch needs are skipped, and a stage that some rows need sees only those.
 Constraints come in this order, and one that would leave a row with nothing to draw is not applied
 to that row: `allowed_token_ids`, a bias of -100, `bad_words`, the stop ids before `min_tokens`, and
-last a bias of 100, which leaves nothing but the tokens that have it.
+last a bias of 100, which leaves nothing but the tokens that have it. A spent thinking budget beats
+them all.
 
 Letters: R rows, V vocabulary (`num_real_tokens` wide), N (row, id) pairs.
 """
@@ -20,6 +21,8 @@ from engine.runner.rows import (
     REPETITION,
     TEMPERATURE,
     TOP_P,
+    XTC_PROBABILITY,
+    XTC_THRESHOLD,
     Draw,
     Row,
     Rows,
@@ -38,10 +41,13 @@ from kernels.sampling import (
     top,
     uniform,
 )
+from kernels.sampling.xtc import OFF
 
 IMPOSSIBLE = -9999.0  # the log-probability of what cannot be, as OpenAI writes it: JSON has no -inf
 
 CHUNK_LOGITS = 1 << 18  # 1 MiB of fp32
+
+XTC_STREAM = 1  # of random numbers; the draw's is 0
 
 Constraint = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
@@ -59,12 +65,14 @@ def sample(
     facts = [rows[slot] for slot in slots]
     params = None
     if any(row.draw is not Draw.GREEDY for row in facts):
+        position_R = torch.tensor(positions, device=rows.device)
         params = DrawParams(
             temperature_R=number_RF[:, TEMPERATURE],
             top_k_R=rows.top_k_P[slot_R],
             top_p_R=number_RF[:, TOP_P],
             min_p_R=number_RF[:, MIN_P],
-            uniform_R=uniform(rows.key_P2[slot_R], torch.tensor(positions, device=rows.device)),
+            uniform_R=uniform(rows.key_P2[slot_R], position_R),
+            xtc_threshold_R=_xtc_thresholds(rows, facts, number_RF, slot_R, position_R),
         )
     tokens: list[torch.Tensor] = []
     logprobs: list[TokenLogprobs | None] = []
@@ -73,6 +81,9 @@ def sample(
         reported = [r for r, row in enumerate(part) if row.num_logprobs is not None]
         raw_RV = part_RV[reported].log_softmax(dim=-1) if reported else None
         _penalise(rows, part_RV, part, number_RF[chunk])
+        for r, row in enumerate(part):
+            if row.dry is not None:
+                row.dry.penalise(part_RV[r])
         _constrain(part_RV, part, positions[chunk])
         token_R = _draw(part_RV, part, params[chunk] if params else None)
         tokens.append(token_R)
@@ -96,6 +107,22 @@ def score(
     for chunk in _chunks(logits_RV):
         entries += _score(logits_RV[chunk].log_softmax(dim=-1), token_R[chunk], num_top[chunk])
     return entries
+
+
+def _xtc_thresholds(
+    rows: Rows,
+    facts: list[Row],
+    number_RF: torch.Tensor,
+    slot_R: torch.Tensor,
+    position_R: torch.Tensor,
+) -> torch.Tensor | None:
+    """The threshold of each row for which XTC comes true at its position; None: no row asks."""
+    if not any(row.excludes for row in facts):
+        return None
+    chance_R = uniform(rows.key_P2[slot_R], position_R, stream=XTC_STREAM)
+    asks_R = torch.tensor([row.excludes for row in facts], device=rows.device)
+    comes_R = asks_R & (chance_R <= number_RF[:, XTC_PROBABILITY])
+    return number_RF[:, XTC_THRESHOLD].masked_fill(~comes_R, OFF)
 
 
 def _chunks(logits_RV: torch.Tensor) -> Iterator[slice]:
@@ -152,6 +179,9 @@ def _constrain(logits_RV: torch.Tensor, facts: list[Row], positions: list[int]) 
     )
     _apply(ban, logits_RV, early)
     _apply(keep_only, logits_RV, (row.forced_id_N for row in facts))
+    for r, row in enumerate(facts):
+        if row.thinking is not None:
+            row.thinking.force(logits_RV[r], positions[r] - row.num_prompt_tokens)
 
 
 def _apply(

@@ -138,7 +138,7 @@ def _check(
     rows, N, V = z_xNV.shape
     P, _, K, _ = state_PNKV.shape
     C, W = weights.conv_CW.shape
-    if mixed_xC.shape != (rows, C) or C != 2 * weights.num_key_heads * K + N * V:
+    if mixed_xC.shape != (rows, C) or 2 * weights.num_key_heads * K + N * V != C:
         raise ValueError(f"{mixed_xC.shape=} does not fit {z_xNV.shape=} and {state_PNKV.shape=}")
     if b_xN.shape != (rows, N) or a_xN.shape != (rows, N) or weights.A_log_N.shape != (N,):
         raise ValueError(f"{b_xN.shape=} and {a_xN.shape=} do not fit {z_xNV.shape=}")

@@ -31,9 +31,7 @@ def attention_decode(
     """o [B, H * E]. `length_B` counts the row's own token; 0 marks padding, whose output is 0."""
     call = cpu.functions().get(("attention_decode", q_BHE.dtype))
     run = reference.attention_decode if call is None else partial(cpu.attention_decode, call)
-    return run(
-        q_BHE, qg_BH2E, kv_P2GOE=kv_P2GOE, page_BM=page_BM, length_B=length_B, scale=scale
-    )
+    return run(q_BHE, qg_BH2E, kv_P2GOE=kv_P2GOE, page_BM=page_BM, length_B=length_B, scale=scale)
 
 
 def attention_prefill(

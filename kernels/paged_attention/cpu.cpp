@@ -185,7 +185,7 @@ struct Prefill {
     int64_t ld_q, ld_qg, heads;
     float scale;
 
-    // Rows [row, row + count) at positions from `position`, of the sequence with page table `table`.
+    // Rows [row, row + count) at positions from `position`, of the sequence with this page table.
     void chunk(const int32_t* table, int64_t position, int64_t row, int64_t count,
                int64_t g) const {
         static thread_local Scratch scratch;

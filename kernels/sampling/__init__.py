@@ -18,23 +18,29 @@ from kernels.sampling.draw import (
     draw_top,
     draw_whole,
 )
+from kernels.sampling.dry import advance_matches, penalise_repeats, suffix_matches
 from kernels.sampling.order import rank, top
 from kernels.sampling.penalties import penalise_presence_frequency, penalise_repetition
 from kernels.sampling.philox import philox4x32, uniform
+from kernels.sampling.xtc import exclude_top
 
 __all__ = [
     "MAX_CANDIDATES",
     "DrawParams",
+    "advance_matches",
     "ban",
     "draw_greedy",
     "draw_nucleus",
     "draw_top",
     "draw_whole",
+    "exclude_top",
     "keep_only",
     "penalise_presence_frequency",
+    "penalise_repeats",
     "penalise_repetition",
     "philox4x32",
     "rank",
+    "suffix_matches",
     "top",
     "uniform",
 ]

@@ -1,4 +1,4 @@
-"""Draw one token per row: temperature, then top_k, top_p and min_p, then the inverse CDF.
+"""Draw one token per row: temperature, top_k, top_p, min_p and XTC, then the inverse CDF.
 
 With x the row's logits, and the order that of `order.py`:
 
@@ -7,6 +7,7 @@ With x the row's logits, and the order that of `order.py`:
     top_p  keeps a token while the weights before it are < top_p of what top_k kept: the smallest
            set with that mass, never empty
     min_p  keeps w >= min_p
+    XTC    drops the top choices of what is left: see `xtc.py`
     the token is the first, by id, whose running sum of kept weights exceeds uniform * their total
 
 Rows differ in what they need, and the vocabulary is wide, so there is one function per need, and
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.sampling.order import top
+from kernels.sampling.xtc import exclude_top
 
 MAX_CANDIDATES = 1024  # of 248,320: three times as slow as 20, a thirtieth of a full sort
 
@@ -38,14 +40,17 @@ class DrawParams:
     top_p_R: torch.Tensor  # in (0, 1]
     min_p_R: torch.Tensor  # in [0, 1]
     uniform_R: torch.Tensor  # in (0, 1)
+    xtc_threshold_R: torch.Tensor | None = None  # `xtc.OFF` for rows without; None: no row has XTC
 
     def __getitem__(self, index_Q: torch.Tensor | slice) -> "DrawParams":
+        threshold_R = self.xtc_threshold_R
         return DrawParams(
             temperature_R=self.temperature_R[index_Q],
             top_k_R=self.top_k_R[index_Q],
             top_p_R=self.top_p_R[index_Q],
             min_p_R=self.min_p_R[index_Q],
             uniform_R=self.uniform_R[index_Q],
+            xtc_threshold_R=None if threshold_R is None else threshold_R[index_Q],
         )
 
 
@@ -60,6 +65,7 @@ def draw_top(logits_RV: torch.Tensor, params: DrawParams, num_candidates: int) -
     index_K = torch.arange(weight_RK.shape[-1], device=weight_RK.device)
     weight_RK.masked_fill_(index_K >= params.top_k_R[:, None], 0)
     _keep_nucleus(weight_RK, weight_RK.cumsum(dim=-1)[:, -1], params)
+    _exclude_top(weight_RK, id_RK, params)
     return _draw_by_id(weight_RK, id_RK, params)
 
 
@@ -74,25 +80,30 @@ def draw_nucleus(
     seen_R = weight_RK.cumsum(dim=-1)[:, -1]
     settled_R = (seen_R >= params.top_p_R * mass_R) | (weight_RK[:, -1] < params.min_p_R)
     _keep_nucleus(weight_RK, mass_R, params)
+    _exclude_top(weight_RK, id_RK, params)
     token_R = _draw_by_id(weight_RK, id_RK, params)
     for r in (~settled_R).nonzero()[:, 0].tolist():
         _keep_wide_nucleus(weight_RV[r], params.top_p_R[r] * mass_R[r])
         row = slice(r, r + 1)
-        token_R[row] = _draw_weighted(weight_RV[row], params.min_p_R[row], params.uniform_R[row])
+        token_R[row] = _draw_weighted(weight_RV[row], params[row])
     return token_R
 
 
 def draw_whole(logits_RV: torch.Tensor, params: DrawParams) -> torch.Tensor:
     """No row has a `top_k` or a `top_p`: they are not read."""
-    return _draw_weighted(_weights(logits_RV, params), params.min_p_R, params.uniform_R)
+    return _draw_weighted(_weights(logits_RV, params), params)
 
 
-def _draw_weighted(
-    weight_RV: torch.Tensor, min_p_R: torch.Tensor, uniform_R: torch.Tensor
-) -> torch.Tensor:
-    """Apply min_p and draw. Overwrites the weights."""
-    weight_RV.masked_fill_(weight_RV < min_p_R.to(weight_RV.dtype)[:, None], 0)
-    return _invert_cdf(weight_RV.cumsum(dim=-1, dtype=torch.float64), uniform_R)
+def _draw_weighted(weight_RV: torch.Tensor, params: DrawParams) -> torch.Tensor:
+    """Apply min_p and XTC, and draw. Overwrites the weights."""
+    weight_RV.masked_fill_(weight_RV < params.min_p_R.to(weight_RV.dtype)[:, None], 0)
+    _exclude_top(weight_RV, torch.arange(weight_RV.shape[-1], device=weight_RV.device), params)
+    return _invert_cdf(weight_RV.cumsum(dim=-1, dtype=torch.float64), params.uniform_R)
+
+
+def _exclude_top(weight_RK: torch.Tensor, id_RK: torch.Tensor, params: DrawParams) -> None:
+    if params.xtc_threshold_R is not None:
+        exclude_top(weight_RK, id_RK, params.xtc_threshold_R)
 
 
 def _weights(logits_RV: torch.Tensor, params: DrawParams) -> torch.Tensor:

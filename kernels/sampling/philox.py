@@ -26,10 +26,14 @@ def philox4x32(counter_R4: torch.Tensor, key_R2: torch.Tensor) -> torch.Tensor:
     return torch.stack((even_R2, odd_R2), dim=-1).flatten(-2)
 
 
-def uniform(key_R2: torch.Tensor, position_R: torch.Tensor) -> torch.Tensor:
-    """One float64 per row in the open interval (0, 1), from 52 random bits."""
+def uniform(key_R2: torch.Tensor, position_R: torch.Tensor, *, stream: int = 0) -> torch.Tensor:
+    """One float64 per row in the open interval (0, 1), from 52 random bits.
+
+    Streams are independent of each other: one for each use of a number per position.
+    """
     counter_R4 = torch.zeros(len(position_R), 4, dtype=torch.int64, device=position_R.device)
     counter_R4[:, 0] = position_R
+    counter_R4[:, 1] = stream
     word_R4 = philox4x32(counter_R4, key_R2)
     bits_R = (word_R4[:, 0] << 20) | (word_R4[:, 1] >> 12)
     return (bits_R.double() + 0.5) * 2.0**-52

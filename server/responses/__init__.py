@@ -3,11 +3,11 @@
 A request becomes the equal chat request (`convert`, `read`), is validated and run as one, and the
 chat chunks that come back become output items (`items`) and events (`stream`). `store` keeps ended
 responses in memory, for `previous_response_id` and to be read again. `routes` is what the
-application sees.
+application adds.
 """
 
 from server.responses.protocol import ResponsesRequest
-from server.responses.routes import ResponsesRoutes
+from server.responses.routes import add_response_routes
 from server.responses.store import ResponseStore
 
-__all__ = ["ResponseStore", "ResponsesRequest", "ResponsesRoutes"]
+__all__ = ["ResponseStore", "ResponsesRequest", "add_response_routes"]

@@ -80,7 +80,7 @@ class ResponsesRequest(SamplingFields, ChatPromptFields):
     metadata: Annotated[
         dict[str, str],
         PlainValidator(_check_metadata, json_schema_input_type=dict[str, str]),
-    ] = {}
+    ] = Field(default={})
     max_output_tokens: int | None = Field(default=None, ge=1)
     reasoning: ReasoningFields | None = None
     text: TextFields | None = None
@@ -88,7 +88,7 @@ class ResponsesRequest(SamplingFields, ChatPromptFields):
     tool_choice: Any = None  # `convert` and `validate_tools` know which
     parallel_tool_calls: bool = True
     truncation: Literal["auto", "disabled"] = "disabled"
-    include: Strings = []
+    include: Strings = Field(default=[])
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     background: bool = False
     conversation: Any = None
@@ -117,8 +117,8 @@ class FunctionCallOutputItem(WireModel):
 
 
 class ReasoningItem(WireModel):
-    content: list[dict[str, Any]] = []
-    summary: list[dict[str, Any]] = []
+    content: list[dict[str, Any]] = Field(default=[])
+    summary: list[dict[str, Any]] = Field(default=[])
 
 
 class ItemReference(WireModel):

@@ -1,5 +1,6 @@
 """Linear and SwiGLU against fp64, and bit for bit against themselves in other company."""
 
+import concurrent.futures
 from types import ModuleType
 
 import pytest
@@ -91,3 +92,24 @@ def test_what_does_not_fit_is_refused(weight: torch.Tensor) -> None:
         pytest.skip("no C++ compiler")
     with pytest.raises(ValueError, match="do not fit"):
         kernels.linear.linear(torch.randn(2, 8), weight)
+
+
+def test_callers_at_the_same_time_do_not_disturb_each_other(dtype: torch.dtype) -> None:
+    """One call has the threads, others work alone; all are right."""
+    x_TD = torch.randn(64, 512).to(dtype)
+    weights = [torch.randn(96, 512).to(dtype) for _ in range(4)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = [kernels.linear.linear(x_TD, weight_FD) for weight_FD in weights]
+        torch.set_num_threads(3)
+
+        def call_often(i: int) -> bool:
+            return all(
+                torch.equal(kernels.linear.linear(x_TD, weights[i]), expected[i]) for _ in range(50)
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(call_often, range(4)))
+    finally:
+        torch.set_num_threads(before)

@@ -68,6 +68,18 @@ KINDS = (
     SamplingParams(max_tokens=9, seed=7, presence_penalty=0.5, frequency_penalty=-0.5, top_k=40),
     greedy(bad_words=((3,), (9, 4)), logit_bias=((8, 3.0),), num_logprobs=0),
     SamplingParams(max_tokens=9, seed=8, allowed_token_ids=(1, 2, 30, 44), min_tokens=3),
+    SamplingParams(max_tokens=9, seed=9, xtc_probability=0.5, xtc_threshold=0.02),
+    SamplingParams(max_tokens=9, seed=10, xtc_probability=1.0, xtc_threshold=0.05, top_k=9),
+    SamplingParams(max_tokens=9, seed=11, xtc_probability=0.7, top_p=0.9, temperature=0.8),
+    greedy(
+        dry_multiplier=5.0,
+        dry_allowed_length=0,
+        dry_last_n=6,
+        dry_breaker_ids=(9,),
+        dry_breakers=((3, 12),),
+    ),
+    SamplingParams(max_tokens=9, seed=12, temperature=0.3, dry_multiplier=2, dry_allowed_length=1),
+    SamplingParams(max_tokens=9, seed=13, thinking_budget=3, thinking_end_ids=(17, 18)),
 )
 
 
@@ -332,6 +344,51 @@ def test_logprobs_sum_to_one_and_rank_their_tops() -> None:
     for token, entry in enumerate(entries):
         assert entry.top[entry.rank - 1] == (token, entry.logprob)
         assert list(entry.top) == sorted(entry.top, key=lambda pair: (-pair[1], pair[0]))
+
+
+def test_dry_breaks_a_loop() -> None:
+    """Each round of 5, 6, 7 is dearer than the one before, so at last 8 comes in between."""
+    logits_V = torch.zeros(VOCAB)
+
+    def logits_of(position: int) -> torch.Tensor:
+        looping_V = logits_V.clone()
+        looping_V[5 + position % 3] = 9.0
+        looping_V[8] = 5.0
+        return looping_V
+
+    def text(**options: object) -> list[int]:
+        rows = make_rows()
+        rows.admit(Admit(1, len(PROMPT), PROMPT, greedy(**options)))
+        return generate(rows, 1, list(PROMPT), 12, logits_of)
+
+    loop = [5 + position % 3 for position in range(4, 16)]
+    assert text() == text(dry_multiplier=0.0, dry_base=4.0) == text(dry_multiplier=9, dry_last_n=0)
+    assert text() == loop
+    # Three tokens are there again: the fourth would be 2 * 1.75 dearer, the fifth 2 * 1.75 ** 2.
+    assert text(dry_multiplier=2.0) == [*loop[:7], 8, *loop[8:]]
+    assert text(dry_multiplier=2.0, dry_breaker_ids=(5,)) == loop
+    assert text(dry_multiplier=2.0, dry_breakers=((6, 7),)) == loop
+
+
+def test_xtc_comes_true_as_often_as_asked_and_leaves_greedy_alone() -> None:
+    logits_V = torch.full((VOCAB,), -50.0)
+    logits_V[:3] = torch.tensor([0.5, 0.3, 0.2]).log()
+
+    def texts(**options: object) -> list[int]:
+        sampling = SamplingParams(max_tokens=9, seed=1, **options)  # type: ignore[arg-type]
+        rows = make_rows()
+        rows.admit(Admit(1, len(PROMPT), PROMPT, sampling))
+        return generate(rows, 1, list(PROMPT), 600, lambda _: logits_V)
+
+    assert set(texts(xtc_probability=1.0)) == {2}
+    assert set(texts(xtc_probability=1.0, xtc_threshold=0.25)) == {1, 2}
+    assert texts(xtc_probability=1.0, xtc_threshold=0.4) == texts()
+    assert texts(xtc_probability=1.0, xtc_threshold=0.6) == texts()
+    half = texts(xtc_probability=0.5)
+    assert 2 < half.count(0) < 220  # of 300 at half the chance: about 150
+    assert set(texts(xtc_probability=1.0, temperature=0)) == {0}
+    # Where it does not come true, the draw is that of a request without.
+    assert all(a == b or a == 2 for a, b in zip(half, texts(), strict=True))
 
 
 def test_scores_of_padding_ids_are_finite() -> None:

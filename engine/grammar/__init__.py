@@ -1,0 +1,26 @@
+"""Grammars: which token may come next, so that the answer has the shape that was asked for.
+
+spec        GrammarSpec, what crosses the process boundary
+vocabulary  the bytes behind the ids
+compiler    grammar text -> compiled, with a bounded cache
+matcher     one answer: ids in, masks out
+rows        one matcher per running sequence, computed beside the model
+
+llguidance does the matching: an Earley parser over lexemes whose automata are built as needed, so
+nothing is precomputed over the vocabulary. `tests/benchmarks/grammar.py` says how it was chosen.
+"""
+
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.matcher import GrammarError, Matcher
+from engine.grammar.rows import GrammarRows
+from engine.grammar.spec import GrammarSpec
+from engine.grammar.vocabulary import Vocabulary
+
+__all__ = [
+    "GrammarCompiler",
+    "GrammarError",
+    "GrammarRows",
+    "GrammarSpec",
+    "Matcher",
+    "Vocabulary",
+]

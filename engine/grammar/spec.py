@@ -1,0 +1,20 @@
+"""What an answer has to look like, as it crosses the process boundary in `SamplingParams`."""
+
+import msgspec
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A grammar over the text of an answer, and where in the answer it begins.
+
+    `grammar` is in llguidance's notation: Lark text, or a JSON object `{"grammars": [...]}`. It
+    describes text, so it names no token ids: a tag is allowed as its one token and letter by letter
+    alike, as the parsers of the answer read text too.
+
+    Before `after_token_id` was generated nothing is constrained but what would lead past it: the
+    ids that end an answer and those in `banned_before` are banned.
+    """
+
+    grammar: str
+    after_token_id: int | None = None  # None: from the first token
+    banned_before: tuple[int, ...] = ()
+    bounds_numbers: bool = False  # JSON numbers stay finite and end after `MAX_NUMBER_CHARS`

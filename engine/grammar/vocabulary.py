@@ -1,0 +1,130 @@
+"""The vocabulary as a grammar sees it: the bytes of each token, and the tokens of forced text.
+
+Control tokens (`<|im_end|>`) have no bytes here, so no grammar can match one by its name. Added
+tokens that are not special (`<tool_call>`) do: they are text that happens to be one token.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import llguidance
+import msgspec
+from tokenizers import AddedToken, Tokenizer
+
+
+class Vocabulary:
+    """`num_rows` ids, of which those past the tokenizer's are padding and have no bytes."""
+
+    def __init__(
+        self,
+        token_bytes: list[bytes],
+        *,
+        num_rows: int,
+        eos_ids: tuple[int, ...],
+        special_ids: frozenset[int] = frozenset(),
+        encode: Callable[[str], list[int]] | None = None,
+    ) -> None:
+        """`encode` gives the tokens the model would write a text in; without it, longest first."""
+        if not eos_ids or not all(0 <= i < len(token_bytes) for i in eos_ids):
+            raise ValueError("a grammar needs at least one end token inside the vocabulary")
+        if len(token_bytes) > num_rows:
+            raise ValueError(f"{len(token_bytes)} tokens do not fit {num_rows} rows")
+        self.num_rows = num_rows
+        self.num_words = (num_rows + 31) // 32  # int32 words of one mask
+        self.eos_ids = eos_ids
+        self.token_bytes = [
+            b"" if i in special_ids or i in eos_ids else text for i, text in enumerate(token_bytes)
+        ]
+        wrapper = _Wrapper(token_bytes, num_rows, eos_ids, special_ids, encode)
+        self.tokenizer = llguidance.LLTokenizer(
+            cast(Any, wrapper), n_vocab=num_rows, eos_token=list(eos_ids)
+        )
+        if encode is None:
+            wrapper.encode = self.tokenizer.greedy_tokenize
+
+    @classmethod
+    def from_dir(cls, model_dir: Path, *, num_rows: int, eos_ids: tuple[int, ...]) -> "Vocabulary":
+        """Read tokenizer.json, and what tokenizer_config.json adds to it."""
+        backend = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+        config = model_dir / "tokenizer_config.json"
+        if config.exists():
+            declared = msgspec.json.decode(config.read_bytes(), type=dict[str, Any])
+            _add_missing(backend, declared.get("added_tokens_decoder") or {})
+        return cls.from_backend(backend, num_rows=num_rows, eos_ids=eos_ids)
+
+    @classmethod
+    def from_backend(
+        cls, backend: Tokenizer, *, num_rows: int, eos_ids: tuple[int, ...]
+    ) -> "Vocabulary":
+        backend.no_truncation()
+        backend.no_padding()
+        pieces = backend.get_vocab(with_added_tokens=True)
+        added = backend.get_added_tokens_decoder()
+        token_bytes = [b""] * (max(pieces.values(), default=-1) + 1)
+        for piece, token_id in pieces.items():
+            if token_id not in added:
+                token_bytes[token_id] = _piece_bytes(piece)
+        for token_id, token in added.items():
+            token_bytes[token_id] = token.content.encode()
+
+        def encode(text: str) -> list[int]:
+            return backend.encode(text, add_special_tokens=False).ids
+
+        return cls(
+            token_bytes,
+            num_rows=num_rows,
+            eos_ids=tuple(i for i in eos_ids if i < len(token_bytes)),
+            special_ids=frozenset(i for i, token in added.items() if token.special),
+            encode=encode,
+        )
+
+
+class _Wrapper:
+    """What `LLTokenizer` reads a vocabulary through."""
+
+    def __init__(
+        self,
+        token_bytes: list[bytes],
+        num_rows: int,
+        eos_ids: tuple[int, ...],
+        special_ids: frozenset[int],
+        encode: Callable[[str], list[int]] | None,
+    ) -> None:
+        self.is_tokenizer_wrapper = True
+        self.eos_token_id = eos_ids[0]
+        self.bos_token_id = None
+        self.tokens = [*token_bytes, *[b""] * (num_rows - len(token_bytes))]
+        self.special_token_ids = sorted(special_ids | set(eos_ids))
+        self.encode: Callable[[str], list[int]] = encode or (lambda text: [])
+
+    def __call__(self, text: str) -> list[int]:
+        return self.encode(text)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): byte for byte in printable}
+    rest = (byte for byte in range(256) if byte not in printable)
+    alphabet.update({chr(256 + i): byte for i, byte in enumerate(rest)})
+    return alphabet
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _piece_bytes(piece: str) -> bytes:
+    try:
+        return bytes(_BYTE_OF[char] for char in piece)
+    except KeyError:  # not spelled in the byte alphabet: the tokenizer takes it literally
+        return piece.encode()
+
+
+def _add_missing(backend: Tokenizer, declared: dict[str, dict[str, Any]]) -> None:
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    for _, fields in sorted((int(token_id), fields) for token_id, fields in declared.items()):
+        content = str(fields["content"])
+        if backend.token_to_id(content) is None:
+            token = AddedToken(content, **{name: fields[name] for name in flags if name in fields})
+            backend.add_tokens([token])

@@ -1,0 +1,370 @@
+"""A client's JSON schema, checked and rewritten into the one the grammar engine gets.
+
+What comes out means the same or less: every value that fits it fits the client's schema. It says
+nothing the engine would not enforce, refers only to its own `$defs`, and is bounded where JSON
+Schema leaves things open that no caller wants open:
+
+- an object that names its `properties` and says nothing of others has no others;
+- a schema without `type` whose keywords speak of one type is of that type;
+- integer bounds are moved inwards to doubles, which is what the engine reckons in;
+- `oneOf` becomes `anyOf` where no value can fit two branches.
+
+What cannot be enforced is refused by its path, never ignored; keywords that are no part of JSON
+Schema say nothing. Walks follow references through a queue, so loops end and depth is bounded.
+"""
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, NoReturn, cast
+
+import msgspec
+
+from server.constraints_disjoint import are_disjoint
+from server.constraints_finite import has_finite_value
+from server.constraints_refs import resolved
+from server.constraints_regex import UnsupportedRegex, found
+from server.errors import BadRequest
+
+MAX_SCHEMA_BYTES = 256 * 1024
+MAX_DEPTH = 64
+MAX_PROPERTIES = 2000
+MAX_ENUM_VALUES = 10_000
+MAX_REPEAT = 10_000
+MAX_FACTOR = 10_000  # significant digits of a `multipleOf`: it costs an automaton of that size
+MAX_PATH_CHARS = 150
+
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+TYPES = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
+
+_LARGEST = 2**63 - 1  # the engine's integers
+_SMALLEST = -(2**63) + 1024  # the first double above their end
+_LARGEST_DOUBLE = 1e15  # bounds of numbers beyond are not written with an exponent by the engine
+
+_NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_COMBINING = ("anyOf", "oneOf", "allOf")
+_UNSUPPORTED = (
+    "not",
+    "if",
+    "contains",
+    "propertyNames",
+    "dependentRequired",
+    "dependentSchemas",
+    "dependencies",
+    "unevaluatedProperties",
+    "unevaluatedItems",
+    "$dynamicRef",
+    "$recursiveRef",
+)
+# Keywords that speak of values of one type only.
+_OF_TYPE = {
+    "object": (
+        *("properties", "required", "additionalProperties", "patternProperties"),
+        *("minProperties", "maxProperties"),
+    ),
+    "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+    "number": _NUMERIC,
+}
+_ON_OBJECTS = (*_OF_TYPE["object"], *_COMBINING, "$ref")
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a subschema stands, and how deep."""
+
+    path: str
+    depth: int
+
+    def __truediv__(self, step: str | int) -> "_Place":
+        return _Place(f"{self.path}.{step}", self.depth)
+
+    def inner(self) -> "_Place":
+        return _Place(self.path, self.depth + 1)
+
+
+def normalized(schema: Any, *, path: str, root: Any = None) -> Schema:
+    """The schema for the engine. `root` is what references point into, by default `schema`.
+
+    Raises BadRequest, which names the part by its path from `path` on.
+    """
+    check_size(schema if root is None else root, path)
+    result = _Normalizer(schema if root is None else root, path).run(schema)
+    if not has_finite_value(result):
+        raise BadRequest(f"{path} has no value that ever ends", param=param_of(path))
+    return result
+
+
+def check_size(schema: Any, path: str) -> None:
+    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
+        raise BadRequest(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes", param=param_of(path))
+
+
+def param_of(path: str) -> str:
+    """The request field that a path begins with."""
+    return path.split(".", 1)[0]
+
+
+class _Normalizer:
+    def __init__(self, root: Any, path: str) -> None:
+        self._root = root
+        self._path = path
+        self._num_properties = 0
+        self._num_values = 0
+        self._names: dict[tuple[str, bool], str] = {}  # (reference, combined) -> name in `$defs`
+        self._todo: list[tuple[str, Any, bool]] = []
+
+    def run(self, schema: Any) -> Schema:
+        result = self._schema(schema, _Place(self._path, 0), combined=False)
+        if result is False:
+            self._refuse(_Place(self._path, 0), "allows no value")
+        body = {} if isinstance(result, bool) else result
+        defs: Schema = {}
+        while self._todo:
+            name, target, combined = self._todo.pop()
+            place = _Place(f"{self._path}.$ref", 0)
+            defs[name] = self._schema(target, place, combined=combined)
+        return {**body, "$defs": defs} if defs else body
+
+    def _schema(self, node: Any, place: _Place, *, combined: bool) -> Schema | bool:
+        """`combined`: the same value has to fit other schemas as well."""
+        if isinstance(node, bool):
+            return node
+        if not isinstance(node, dict):
+            self._refuse(place, "must be a schema: an object, true or false")
+        if place.depth > MAX_DEPTH:
+            self._refuse(place, f"is nested deeper than {MAX_DEPTH} schemas")
+        schema = {k: v for k, v in cast(Schema, node).items() if v is not None or k == "const"}
+        self._refuse_unsupported(schema, place)
+        types = self._types(schema, place, combined)
+        result: Schema = {}
+        if types:
+            result["type"] = types[0] if len(types) == 1 else types
+        for keyword, value in schema.items():
+            at = place / keyword
+            match keyword:
+                case "properties" | "patternProperties":
+                    result[keyword] = self._members(keyword, value, at)
+                case "required":
+                    result[keyword] = self._strings(value, at)
+                case "additionalProperties" | "items" | "prefixItems" | "additionalItems":
+                    self._items(keyword, value, schema, at, result)
+                case "anyOf" | "oneOf" | "allOf":
+                    self._combination(keyword, value, schema, at, result, combined)
+                case "$ref":
+                    result[keyword] = self._ref(value, schema, at, combined)
+                case "enum" | "const":
+                    self._count_values(keyword, value, at)
+                    result[keyword] = value
+                case "pattern":
+                    result[keyword] = self._pattern(value, at)
+                case "format":
+                    if not types or "string" in types:
+                        result[keyword] = self._format(value, at)
+                case _ if keyword in _LENGTHS:
+                    result[keyword] = self._length(value, at)
+                case _:
+                    pass  # numbers come below; the rest says nothing
+        self._numbers(schema, types, place, result)
+        self._close(schema, place, combined, result)
+        return result
+
+    def _refuse_unsupported(self, schema: Schema, place: _Place) -> None:
+        for keyword in _UNSUPPORTED:
+            if keyword in schema:
+                self._refuse(place / keyword, "is not supported")
+        if schema.get("uniqueItems") not in (None, False):
+            self._refuse(place / "uniqueItems", "is not supported")
+
+    def _types(self, schema: Schema, place: _Place, combined: bool) -> list[str]:
+        declared = schema.get("type")
+        if declared is None:
+            if combined or any(k in schema for k in (*_COMBINING, "$ref", "enum", "const")):
+                return []
+            spoken = [t for t, keywords in _OF_TYPE.items() if any(k in schema for k in keywords)]
+            return spoken if len(spoken) == 1 else []
+        listed = cast(list[Any], declared) if isinstance(declared, list) else [declared]
+        if not listed or not all(isinstance(name, str) and name in TYPES for name in listed):
+            self._refuse(place / "type", f"must be among {', '.join(sorted(TYPES))}")
+        return list(dict.fromkeys(listed))
+
+    def _members(self, keyword: str, value: Any, at: _Place) -> Schema:
+        if not isinstance(value, dict):
+            self._refuse(at, "must be an object of schemas")
+        members = cast(Schema, value)
+        self._num_properties += len(members)
+        if self._num_properties > MAX_PROPERTIES:
+            self._refuse(at, f"brings the schema past {MAX_PROPERTIES} properties")
+        if keyword == "properties":
+            return {k: self._schema(v, at.inner() / k, combined=False) for k, v in members.items()}
+        return {
+            self._pattern(k, at): self._schema(v, at.inner() / k, combined=False)
+            for k, v in members.items()
+        }
+
+    def _items(self, keyword: str, value: Any, schema: Schema, at: _Place, result: Schema) -> None:
+        """What the other members of an object or array look like; older drafts' tuples too."""
+        if keyword == "additionalItems":
+            if isinstance(schema.get("items"), list):
+                result["items"] = self._schema(value, at.inner(), combined=False)
+        elif keyword == "prefixItems" or (keyword == "items" and isinstance(value, list)):
+            listed = self._schemas(value, at)
+            result["prefixItems"] = [
+                self._schema(item, at.inner() / i, combined=False) for i, item in enumerate(listed)
+            ]
+        else:
+            result[keyword] = self._schema(value, at.inner(), combined=False)
+
+    def _combination(
+        self, keyword: str, value: Any, schema: Schema, at: _Place, result: Schema, combined: bool
+    ) -> None:
+        branches = self._schemas(value, at)
+        if not branches:
+            self._refuse(at, "must not be empty")
+        others = any(k in schema for k in _ON_OBJECTS if k != keyword)
+        one_of = keyword == "oneOf" and len(branches) > 1
+        if one_of and are_disjoint(branches, self._root):
+            keyword, one_of = "anyOf", False
+            if "anyOf" in schema:
+                self._refuse(at, "is not supported beside anyOf")
+        inner = combined or others or one_of or (keyword == "allOf" and len(branches) > 1)
+        if keyword == "oneOf" and len(branches) == 1:
+            keyword = "allOf"
+            if "allOf" in schema:
+                self._refuse(at, "is not supported beside allOf")
+        result[keyword] = [
+            self._schema(branch, at.inner() / i, combined=inner)
+            for i, branch in enumerate(branches)
+        ]
+
+    def _ref(self, value: Any, schema: Schema, at: _Place, combined: bool) -> str:
+        if not isinstance(value, str):
+            self._refuse(at, "must be a string")
+        if not value.startswith("#"):
+            self._refuse(at, "must be a reference inside the schema")
+        inner = combined or any(k in schema for k in _ON_OBJECTS if k != "$ref")
+        key = (value, inner)
+        if key not in self._names:
+            try:
+                target = resolved(self._root, value)
+            except KeyError:
+                self._refuse(at, "points at nothing in the schema")
+            self._names[key] = f"d{len(self._names)}"
+            self._todo.append((self._names[key], target, inner))
+        return f"#/$defs/{self._names[key]}"
+
+    def _count_values(self, keyword: str, value: Any, at: _Place) -> None:
+        if keyword == "const":
+            return
+        if not isinstance(value, list) or not value:
+            self._refuse(at, "must be a list that is not empty")
+        self._num_values += len(cast(list[Any], value))
+        if self._num_values > MAX_ENUM_VALUES:
+            self._refuse(at, f"brings the schema past {MAX_ENUM_VALUES} enum values")
+
+    def _pattern(self, value: Any, at: _Place) -> str:
+        if not isinstance(value, str):
+            self._refuse(at, "must be a regular expression")
+        try:
+            return f"^(?:{found(value)})$"
+        except UnsupportedRegex as error:
+            self._refuse(at, f"cannot be used as a regular expression: {error}")
+
+    def _format(self, value: Any, at: _Place) -> str:
+        if value not in FORMATS:
+            self._refuse(at, f"must be one of {', '.join(sorted(FORMATS))}")
+        return value
+
+    def _length(self, value: Any, at: _Place) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if type(value) is not int or value < 0:
+            self._refuse(at, "must be an integer of at least 0")
+        if value > MAX_REPEAT:
+            self._refuse(at, f"must be at most {MAX_REPEAT}")
+        return value
+
+    def _strings(self, value: Any, at: _Place) -> list[str]:
+        listed = cast(list[Any], value) if isinstance(value, list) else None
+        if listed is None or not all(isinstance(name, str) for name in listed):
+            self._refuse(at, "must be a list of strings")
+        return list(dict.fromkeys(listed))
+
+    def _schemas(self, value: Any, at: _Place) -> list[Any]:
+        if not isinstance(value, list):
+            self._refuse(at, "must be a list of schemas")
+        listed = cast(list[Any], value)
+        if len(listed) > MAX_ENUM_VALUES:
+            self._refuse(at, f"has more than {MAX_ENUM_VALUES} schemas")
+        return listed
+
+    def _numbers(self, schema: Schema, types: list[str], place: _Place, result: Schema) -> None:
+        bounds = {k: schema[k] for k in _NUMERIC if k in schema}
+        for end in ("Minimum", "Maximum"):  # draft 4: a flag on the plain bound
+            flag = bounds.get(f"exclusive{end}")
+            if isinstance(flag, bool):
+                del bounds[f"exclusive{end}"]
+                if flag and end.lower() in bounds:
+                    bounds[f"exclusive{end}"] = bounds.pop(end.lower())
+        for keyword, value in bounds.items():
+            at = place / keyword
+            if type(value) not in (int, float) or not math.isfinite(value):
+                self._refuse(at, "must be a number")
+            if keyword == "multipleOf":
+                digits = Decimal(repr(value)).normalize().as_tuple().digits
+                if value <= 0 or int("".join(map(str, digits))) > MAX_FACTOR:
+                    self._refuse(at, f"must have digits that make at most {MAX_FACTOR}")
+                result[keyword] = value
+            else:
+                self._bound(keyword, value, "number" in types or not types, at, result)
+
+    def _bound(
+        self, keyword: str, value: float, fractions: bool, at: _Place, result: Schema
+    ) -> None:
+        """A bound as the engine can keep it: never further out."""
+        low = keyword in ("minimum", "exclusiveMinimum")
+        least, most = (-_LARGEST_DOUBLE, _LARGEST_DOUBLE) if fractions else (_SMALLEST, _LARGEST)
+        if value > most if low else value < least:
+            self._refuse(at, "is further from zero than can be enforced")
+        if least <= value <= most:
+            result[keyword] = _inwards(value, up=low)
+        else:
+            result["minimum" if low else "maximum"] = least if low else most
+
+    def _close(self, schema: Schema, place: _Place, combined: bool, result: Schema) -> None:
+        """Settle which properties an object has besides those it names, and how many."""
+        names = cast(Schema, result.get("properties", {}))
+        required = cast(list[str], result.get("required", []))
+        if result.get("minProperties", 0) <= len(required):
+            result.pop("minProperties", None)
+        elif result["minProperties"] > len(required) + 1:
+            self._refuse(place / "minProperties", "can be enforced to one more than required only")
+        said = ("additionalProperties", "patternProperties", *_COMBINING, "$ref")
+        if (
+            names
+            and not combined
+            and not any(k in schema for k in said)
+            and names.keys() >= set(required)
+        ):
+            result["additionalProperties"] = False
+
+    def _refuse(self, place: _Place, rule: str) -> NoReturn:
+        path = place.path
+        if len(path) > MAX_PATH_CHARS:
+            path = f"{path[:40]}...{path[-MAX_PATH_CHARS + 43 :]}"
+        raise BadRequest(f"{path} {rule}", param=param_of(self._path))
+
+
+def _inwards(value: float, *, up: bool) -> float:
+    """The nearest number that is a double and not outside the bound."""
+    if isinstance(value, float) or abs(value) <= 2**53 or value == _LARGEST:
+        return value
+    near = float(value)
+    if (near < value) if up else (near > value):
+        near = math.nextafter(near, math.inf if up else -math.inf)
+    return int(near)
