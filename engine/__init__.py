@@ -13,6 +13,7 @@ from engine.errors import (
     RequestFailed,
     RequestTooLong,
 )
+from engine.grammar import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from engine.host_memory import available_bytes
 from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
@@ -29,6 +30,9 @@ __all__ = [
     "EngineState",
     "EngineStats",
     "FinishReason",
+    "GrammarCompiler",
+    "GrammarError",
+    "GrammarSpec",
     "MemoryPlan",
     "ModelConfig",
     "QueueFull",
@@ -39,6 +43,7 @@ __all__ = [
     "SamplingParams",
     "TokenDelta",
     "TokenLogprobs",
+    "Vocabulary",
     "available_bytes",
     "plan_memory",
 ]

@@ -16,6 +16,7 @@ from engine.runner.runner import Runner
 from engine.runner.tensors import allocate_caches
 from engine.worker import Built
 from engine.worker import main as run_worker
+from kernels.cpu_build import build_all
 
 
 def main() -> None:
@@ -30,6 +31,7 @@ def build(config: EngineConfig) -> Built:
     """Load the weights, size the caches by arithmetic, allocate them. Raises ValueError."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    build_all()  # now, not in the first request
     model_dir = Path(config.model_dir)
     model_config = ModelConfig.from_dir(model_dir)
     dtype = resolve_dtype(config.dtype, model_config)

@@ -105,6 +105,7 @@ def build(source: Path, *, folder: Path, compiler: Compiler) -> Path:
     target = folder / f"{source.parent.name}-{source.stem}-{key.hexdigest()[:24]}.so"
     if target.exists():
         return target
+    logger.info("compiling the %s kernels for this CPU, once", source.parent.name)
     errors = ""
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         unfinished = Path(scratch) / target.name

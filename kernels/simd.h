@@ -198,8 +198,8 @@ struct Mac<bf16> {
 #endif
 
 // out[r * N + n] = x_r . w_n over k elements. Asks for the weights `ahead` elements on: hardware
-// does not follow rows of 1 or 2 KB by itself (8 rows through 32 experts, hidden 512, bf16, one core
-// of an EPYC Turin: 1178 us without, 722 us with, November 2026).
+// does not follow rows of 1 or 2 KB by itself (8 rows through 32 experts, hidden 512, bf16, one
+// core of an EPYC Turin: 1178 us without, 722 us with, November 2026).
 template <class T, int R, int N>
 __attribute__((noinline)) void dot_tile(const T* const* x, const T* const* w, int64_t k,
                                         int64_t ahead, float* out) {

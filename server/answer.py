@@ -10,7 +10,7 @@ of an answer share are encoded once.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from server import sse
 from server.exchange import Exchange
 from server.generate import TokenStreams
 from server.metrics import ChoiceClock, Ending, Metrics
+from server.timings import Timings
 from server.valid import Generation, StreamOptions
 
 _encode = msgspec.json.Encoder().encode
@@ -68,6 +69,10 @@ class Draft:
     choices: Sequence[Choice]
     stream: StreamOptions | None
     system_fingerprint: str | None = None
+    # Fields of the answer that tell of the prompt: whole answers have them, streams in their first
+    # chunk. Called once the engine's first delta is in.
+    prompt_fields: Callable[[], dict[str, Any]] = dict[str, Any]
+    timings: bool = False  # the end of the answer says where its time went
 
 
 class Usage:
@@ -85,6 +90,10 @@ class Usage:
             self._num_cached[index // self._n] = num_cached
 
     @property
+    def num_cached(self) -> int:
+        return sum(self._num_cached)
+
+    @property
     def num_completion(self) -> int:
         return sum(choice.num_tokens for choice in self._choices)
 
@@ -94,7 +103,7 @@ class Usage:
             "prompt_tokens": self.num_prompt,
             "completion_tokens": num_completion,
             "total_tokens": self.num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": sum(self._num_cached)},
+            "prompt_tokens_details": {"cached_tokens": self.num_cached},
             "completion_tokens_details": {
                 "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in self._choices)
             },
@@ -136,6 +145,7 @@ class Answer:
         self._clocks = [
             ChoiceClock(metrics, arrived=arrived, submitted=now) for _ in self._requests
         ]
+        self._timings = Timings(arrived=arrived, submitted=now)
 
     async def run(self) -> None:
         """Generate and send. Raises what the engine raises; the exchange knows what was sent."""
@@ -177,11 +187,13 @@ class Answer:
         now = time.monotonic()
         if not clock.has_started:
             clock.started(now, delta.queue_s)
+            self._timings.started(now, self._requests[index], delta)
             self._usage.set_cached(index, delta.num_cached_tokens)
             num_prompt = len(self._requests[index].prompt_ids)
             self._metrics.count_cache(num_prompt, delta.num_cached_tokens)
         else:
             clock.stepped(now, num_new)
+            self._timings.stepped(now, num_new)
         finish = self._draft.choices[index].finish
         if finish is not None:
             clock.ended(now, finish.value)
@@ -197,6 +209,18 @@ class Answer:
         if any(clock.has_started for clock in self._clocks):
             self._metrics.count_usage(self._usage.num_prompt, self._usage.num_completion)
 
+    def _timing_fields(self) -> dict[str, Any]:
+        if not self._draft.timings:
+            return {}
+        usage = self._usage
+        timings = self._timings.as_json(
+            time.monotonic(),
+            num_prompt=usage.num_prompt,
+            num_cached=usage.num_cached,
+            num_completion=usage.num_completion,
+        )
+        return {"timings": timings}
+
     async def _send_whole(self, chunks: AsyncGenerator[list[dict[str, Any]], None]) -> None:
         choices = self._draft.choices
         async for step in chunks:
@@ -206,6 +230,8 @@ class Answer:
             **self._head,
             "choices": [choice.whole() for choice in choices],
             "usage": self._usage.as_json(),
+            **self._draft.prompt_fields(),
+            **self._timing_fields(),
         }
         await self._exchange.reply(_encode(whole))
 
@@ -215,6 +241,7 @@ class Answer:
         exchange = self._exchange
         prefix = b"data: " + _encode(self._head)[:-1] + b',"choices":['
         suffix = b'],"usage":null}\n\n' if options.include_usage else b"]}\n\n"
+        is_first = True
         async for step in chunks:
             if not exchange.streaming:
                 await exchange.start_stream()
@@ -222,10 +249,15 @@ class Answer:
                 continue
             if options.continuous_usage:
                 suffix = b'],"usage":' + _encode(self._usage.as_json()) + b"}\n\n"
-            await exchange.send_events(
-                b"".join([prefix + _encode(chunk) + suffix for chunk in step])
-            )
+            events = [prefix + _encode(chunk) + suffix for chunk in step]
+            if is_first and (fields := self._draft.prompt_fields()):
+                first = prefix + _encode(step[0]) + b"]," + _encode(fields)[1:-1]
+                events[0] = first + suffix.removeprefix(b"]")
+            is_first = False
+            await exchange.send_events(b"".join(events))
         end = sse.DONE
-        if options.include_usage:
-            end = prefix + b'],"usage":' + _encode(self._usage.as_json()) + b"}\n\n" + end
+        last: dict[str, Any] = {"usage": self._usage.as_json()} if options.include_usage else {}
+        last |= self._timing_fields()
+        if last:
+            end = prefix + b"]," + _encode(last)[1:] + b"\n\n" + end
         await exchange.send_events(end, last=True)

@@ -26,6 +26,7 @@ from server.messages.fault import exchange_for
 from server.messages.routes import add_message_routes
 from server.metrics import Metrics
 from server.openapi import openapi_document
+from server.responses import ResponseStore, add_response_routes
 from server.routes import add_fact_routes, add_model_routes
 from server.site import EXCHANGE, FAULT, Sent, Site
 from server.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     open_metrics: bool = False,
     limits: HttpLimits | None = None,
+    responses: ResponseStore | None = None,
 ) -> "App":
     """The application; `served_names[0]` is what answers call the model by default."""
     site = Site(
@@ -62,10 +64,11 @@ def create_app(
         metrics=metrics,
         limits=limits or HttpLimits(),
     )
-    return App(_create_api(site), Keyring(api_keys, open_metrics=open_metrics), metrics)
+    api = _create_api(site, responses or ResponseStore(), has_keys=bool(api_keys))
+    return App(api, Keyring(api_keys, open_metrics=open_metrics), metrics)
 
 
-def _create_api(site: Site) -> FastAPI:
+def _create_api(site: Site, responses: ResponseStore, *, has_keys: bool) -> FastAPI:
     """The routes. FastAPI's own pages are off: they would load scripts from elsewhere."""
     api = FastAPI(
         title="deltaserve",
@@ -78,6 +81,7 @@ def _create_api(site: Site) -> FastAPI:
     )
     api.openapi = lambda: openapi_document(site.version)
     add_model_routes(api, site)
+    add_response_routes(api, site, responses, has_keys=has_keys)
     add_message_routes(api, site)
     add_fact_routes(api, site)
     return api

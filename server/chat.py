@@ -16,6 +16,7 @@ from typing import Any
 from engine import FinishReason, TokenDelta
 from server.answer import Draft
 from server.generate import MIN_LOGPROB, ChoiceText, TokenInText
+from server.logprobs import prompt_logprobs_json, token_name
 from server.parse import (
     CallArguments,
     CallEnd,
@@ -33,15 +34,27 @@ def draft_chat(
 ) -> Draft:
     """Describe the answer to a chat request."""
     generation = valid.generation
+    choices = [ChatChoice(index, valid, tokenizer) for index in range(generation.n)]
+
+    def prompt_fields() -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        if valid.extras.token_ids:
+            fields["prompt_token_ids"] = generation.prompt_ids
+        if valid.extras.num_prompt_logprobs is not None:
+            fields["prompt_logprobs"] = choices[0].prompt_logprobs
+        return fields
+
     return Draft(
         id_prefix="chatcmpl-",
         object_whole="chat.completion",
         object_chunk="chat.completion.chunk",
         model=model,
         generations=(generation,),
-        choices=[ChatChoice(index, valid, tokenizer) for index in range(generation.n)],
+        choices=choices,
         stream=valid.stream,
         system_fingerprint=system_fingerprint,
+        prompt_fields=prompt_fields,
+        timings=valid.extras.timings,
     )
 
 
@@ -51,7 +64,9 @@ class ChatChoice:
     def __init__(self, index: int, valid: ValidChat, tokenizer: Tokenizer) -> None:
         self._index = index
         self._tokenizer = tokenizer
-        self._text = ChoiceText(valid.generation, tokenizer)
+        self._extras = valid.extras
+        self._prompt_ids = valid.generation.prompt_ids
+        self._text = ChoiceText(valid.generation, tokenizer, keeps_ids=valid.extras.token_ids)
         self._parser = OutputParser(
             thinking=valid.thinking,
             tools=valid.tools,
@@ -63,11 +78,13 @@ class ChatChoice:
         self._num_calls = 0  # complete ones
         self._unsent: list[dict[str, Any]] = []  # logprobs that wait for a chunk to go with
         self.num_reasoning_tokens = 0
+        self.prompt_logprobs: list[dict[str, Any] | None] = []
 
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._calls: list[_WholeCall] = []
         self._logprobs: list[dict[str, Any]] = []
+        self._token_ids: list[int] = []
         self._finish_reason: str | None = None
         self._stop_reason: str | int | None = None
 
@@ -82,6 +99,13 @@ class ChatChoice:
     def push(self, delta: TokenDelta) -> list[dict[str, Any]]:
         steps: list[dict[str, Any]] = []
         parser = self._parser
+        if delta.prompt_logprobs:
+            self.prompt_logprobs = prompt_logprobs_json(
+                self._prompt_ids,
+                delta.prompt_logprobs,
+                self._tokenizer,
+                num_top=self._extras.num_prompt_logprobs or 0,
+            )
         for piece in self._text.push(delta):
             was_reasoning = parser.in_reasoning
             if piece.text:
@@ -89,10 +113,13 @@ class ChatChoice:
             if was_reasoning and piece.is_token and parser.in_reasoning:
                 self.num_reasoning_tokens += 1
             if piece.tokens and (self._shows_reasoning or not was_reasoning):
-                self._unsent += [logprob_json(token, self._tokenizer) for token in piece.tokens]
+                as_ids = self._extras.tokens_as_ids
+                self._unsent += [
+                    logprob_json(token, self._tokenizer, as_ids=as_ids) for token in piece.tokens
+                ]
         finish_reason: str | None = None
         if self._text.finish is not None:
-            self._merge(parser.finish(self._text.finish is FinishReason.LENGTH), steps)
+            self._merge(parser.finish(self._text.is_cut), steps)
             finish_reason = self._final_reason(self._text.finish)
             if not steps:
                 steps.append({})
@@ -163,6 +190,8 @@ class ChatChoice:
             if self._wants_logprobs and (self._unsent or finish_reason is not None):
                 chunk["logprobs"] = {"content": self._unsent}
                 self._unsent = []
+        if self._extras.token_ids:
+            chunk["token_ids"] = self._text.take_ids() if is_last else []
         return chunk
 
     def fold(self, chunk: dict[str, Any]) -> None:
@@ -178,6 +207,7 @@ class ChatChoice:
             self._calls[fragment["index"]].arguments.append(function["arguments"])
         if chunk["logprobs"] is not None:
             self._logprobs += chunk["logprobs"]["content"]
+        self._token_ids += chunk.get("token_ids", ())
         self._finish_reason = chunk["finish_reason"]
         self._stop_reason = chunk["stop_reason"]
 
@@ -195,13 +225,16 @@ class ChatChoice:
         }
         if self._calls:
             message["tool_calls"] = [call.as_json() for call in self._calls]
-        return {
+        whole: dict[str, Any] = {
             "index": self._index,
             "message": message,
             "logprobs": {"content": self._logprobs} if self._wants_logprobs else None,
             "finish_reason": self._finish_reason,
             "stop_reason": self._stop_reason,
         }
+        if self._extras.token_ids:
+            whole["token_ids"] = self._token_ids
+        return whole
 
 
 class _WholeCall:
@@ -215,15 +248,17 @@ class _WholeCall:
         return {"id": self.call_id, "type": "function", "function": function}
 
 
-def logprob_json(token: TokenInText, tokenizer: Tokenizer) -> dict[str, Any]:
-    """One entry of `logprobs.content`."""
+def logprob_json(
+    token: TokenInText, tokenizer: Tokenizer, *, as_ids: bool = False
+) -> dict[str, Any]:
+    """One entry of `logprobs.content`; `as_ids` names tokens by their ids."""
     return {
-        "token": tokenizer.token_str(token.id),
+        "token": token_name(token.id, tokenizer, as_ids=as_ids),
         "logprob": max(token.logprobs.logprob, MIN_LOGPROB),
         "bytes": list(tokenizer.token_bytes(token.id)),
         "top_logprobs": [
             {
-                "token": tokenizer.token_str(token_id),
+                "token": token_name(token_id, tokenizer, as_ids=as_ids),
                 "logprob": max(logprob, MIN_LOGPROB),
                 "bytes": list(tokenizer.token_bytes(token_id)),
             }

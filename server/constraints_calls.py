@@ -25,7 +25,6 @@ from server.constraints_schema import Schema, check_size, normalized, param_of
 from server.constraints_strings import (
     ANY,
     ANY_TEXT,
-    NONE,
     terminal_of_literals,
     terminal_of_strings,
 )
@@ -153,7 +152,7 @@ class CallGrammar:
         text = terminal_of_strings(normal, path)
         others = sorted(types.names - {"string"})
         choices: list[str] = []
-        if text is not NONE:
+        if text is not None:
             if set(others) - {"null"}:
                 plain = f"({_ONLY_STRING})"
                 if types.literals:
@@ -241,13 +240,14 @@ def _required(schema: Schema, path: str) -> list[str]:
 
 def _check_counts(schema: Schema, least: int, most: int, path: str) -> None:
     """`minProperties` and `maxProperties` have to follow from the rest."""
-    for keyword, follows in (
-        ("minProperties", lambda value: value <= least),
-        ("maxProperties", lambda value: value >= most),
-    ):
-        value = schema.get(keyword)
-        if value is not None and not (type(value) is int and follows(value)):
-            _refuse(f"{path}.{keyword}", "is not supported for a tool that has to be followed")
+    lower, upper = schema.get("minProperties", 0), schema.get("maxProperties", most)
+    for keyword, value in (("minProperties", lower), ("maxProperties", upper)):
+        if type(value) is not int:
+            _refuse(f"{path}.{keyword}", "must be an integer")
+    if lower > least:
+        _refuse(f"{path}.minProperties", "can be enforced as far as parameters are required only")
+    if upper < most:
+        _refuse(f"{path}.maxProperties", "can be enforced if all parameters may be given only")
 
 
 def _check_key(key: str, path: str) -> None:

@@ -22,6 +22,7 @@ import msgspec
 
 from server.constraints_disjoint import are_disjoint
 from server.constraints_finite import has_finite_value
+from server.constraints_formats import FORMATS
 from server.constraints_refs import resolved
 from server.constraints_regex import UnsupportedRegex, found
 from server.errors import BadRequest
@@ -34,14 +35,11 @@ MAX_REPEAT = 10_000
 MAX_FACTOR = 10_000  # significant digits of a `multipleOf`: it costs an automaton of that size
 MAX_PATH_CHARS = 150
 
-FORMATS = frozenset(
-    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
-)
 TYPES = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
 
 _LARGEST = 2**63 - 1  # the engine's integers
 _SMALLEST = -(2**63) + 1024  # the first double above their end
-_LARGEST_DOUBLE = 1e15  # bounds of numbers beyond are not written with an exponent by the engine
+_LARGE = 10**15  # the engine's bounds of numbers with fractions
 
 _NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _LENGTHS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -89,11 +87,13 @@ class _Place:
 
 
 def normalized(schema: Any, *, path: str, root: Any = None) -> Schema:
-    """The schema for the engine. `root` is what references point into, by default `schema`.
+    """The schema for the engine. `root` is what references point into: by default `schema`, else
+    one whose size was checked.
 
     Raises BadRequest, which names the part by its path from `path` on.
     """
-    check_size(schema if root is None else root, path)
+    if root is None:
+        check_size(schema, path)
     result = _Normalizer(schema if root is None else root, path).run(schema)
     if not has_finite_value(result):
         raise BadRequest(f"{path} has no value that ever ends", param=param_of(path))
@@ -165,7 +165,7 @@ class _Normalizer:
                     result[keyword] = self._pattern(value, at)
                 case "format":
                     if not types or "string" in types:
-                        result[keyword] = self._format(value, at)
+                        self._format(value, schema, at, result)
                 case _ if keyword in _LENGTHS:
                     result[keyword] = self._length(value, at)
                 case _:
@@ -275,10 +275,13 @@ class _Normalizer:
         except UnsupportedRegex as error:
             self._refuse(at, f"cannot be used as a regular expression: {error}")
 
-    def _format(self, value: Any, at: _Place) -> str:
+    def _format(self, value: Any, schema: Schema, at: _Place, result: Schema) -> None:
         if value not in FORMATS:
             self._refuse(at, f"must be one of {', '.join(sorted(FORMATS))}")
-        return value
+        if "pattern" in schema:
+            result["format"] = value  # as the engine reads it: both have to hold
+        else:
+            result["pattern"] = f"^(?:{FORMATS[value]})$"
 
     def _length(self, value: Any, at: _Place) -> int:
         if isinstance(value, float) and value.is_integer():
@@ -322,13 +325,18 @@ class _Normalizer:
                 result[keyword] = value
             else:
                 self._bound(keyword, value, "number" in types or not types, at, result)
+        if "multipleOf" in result:  # else its digits would have no end
+            if "minimum" not in result and "exclusiveMinimum" not in result:
+                result["minimum"] = -_LARGE if result.get("maximum", 0) > -_LARGE else _SMALLEST
+            if "maximum" not in result and "exclusiveMaximum" not in result:
+                result["maximum"] = _LARGE if result.get("minimum", 0) < _LARGE else _LARGEST
 
     def _bound(
         self, keyword: str, value: float, fractions: bool, at: _Place, result: Schema
     ) -> None:
         """A bound as the engine can keep it: never further out."""
         low = keyword in ("minimum", "exclusiveMinimum")
-        least, most = (-_LARGEST_DOUBLE, _LARGEST_DOUBLE) if fractions else (_SMALLEST, _LARGEST)
+        least, most = (-_LARGE, _LARGE) if fractions else (_SMALLEST, _LARGEST)
         if value > most if low else value < least:
             self._refuse(at, "is further from zero than can be enforced")
         if least <= value <= most:

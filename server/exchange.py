@@ -27,6 +27,7 @@ class Exchange:
     __slots__ = (
         "_send",
         "error",
+        "error_events",
         "headers",
         "is_body_read",
         "is_complete",
@@ -52,6 +53,8 @@ class Exchange:
         self.is_complete = False  # the whole answer is out
         self.is_body_read = False  # set by whoever reads it
         self.error: ErrorAnswer | None = None  # what the client was told last
+        # How a stream that was begun says an error; an endpoint with words of its own sets it.
+        self.error_events: Callable[[ErrorAnswer], bytes] = lambda error: sse.event(error.body())
         self.num_prompt_tokens = 0  # these two for the log
         self.num_completion_tokens = 0
 
@@ -97,7 +100,7 @@ class Exchange:
         """Tell the client about an error, as an answer or, in mid-stream, as the last event."""
         self.error = answer
         if self.streaming:
-            await self.send_events(sse.event(answer.body()), last=True)
+            await self.send_events(self.error_events(answer), last=True)
         elif not self.status:  # else an answer was cut off under way: there is no more to say
             headers = answer.headers()
             if self._awaits_body and not self.is_body_read:

@@ -3,7 +3,7 @@
 detokenize -> stop strings, token by token, so that what comes out does not depend on how the engine
 grouped tokens into deltas. `ChoiceText` owns the count of completion tokens, the finish reason and
 the stop reason of its choice. The text of a final stop token is shown only with `include_stop`;
-stop strings are looked for in the text from token number `min_tokens` on.
+stop strings and loops are looked for from token number `min_tokens` on.
 
 `TokenStreams` runs the engine requests of one answer side by side; deltas come as they are made.
 """
@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 from engine import EngineClient, FinishReason, Request, RequestFailed, TokenDelta, TokenLogprobs
 from server.detokenize import Detokenizer
+from server.repetition import LoopDetector
 from server.stops import StopMatcher
 from server.tokenizer import Tokenizer
 from server.valid import Generation
 
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
+REPETITION = "repetition_detected"  # the stop reason of an output that was stopped in a loop
 
 
 class TokenInText(NamedTuple):
@@ -42,13 +44,19 @@ class Piece(NamedTuple):
 class ChoiceText:
     """The text of one choice as it grows."""
 
-    def __init__(self, generation: Generation, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer, *, keeps_ids: bool = False
+    ) -> None:
+        """`keeps_ids`: somebody will `take_ids`."""
         self._generation = generation
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, generation.skip_special_tokens)
         self._matcher = StopMatcher(generation.stop, generation.include_stop)
         self._min_tokens = generation.sampling.min_tokens if generation.stop else 0
         self._wants_tokens = generation.sampling.num_logprobs is not None
+        rule = generation.repetition
+        self._loops = LoopDetector(rule) if rule is not None else None
+        self._ids: list[int] | None = [] if keeps_ids else None
         self._pending: list[TokenInText] = []  # whose text is not out yet
         self._num_chars_read = 0
         self._num_chars_out = 0
@@ -64,7 +72,7 @@ class ChoiceText:
         if delta.finish is FinishReason.STOP:
             ids, stop_id = ids[:-1], ids[-1]
         for i, token_id in enumerate(ids):
-            self.num_tokens += 1
+            self._count(token_id)
             if self._wants_tokens and not self._is_hidden(token_id):
                 start = self._num_chars_read
                 self._pending.append(TokenInText(token_id, start, delta.logprobs[i]))
@@ -74,21 +82,59 @@ class ChoiceText:
                 pieces.append(self._piece(text, is_token=True))
                 return pieces
             pieces.append(self._piece(text, is_token=True))
+            is_cut = delta.finish is FinishReason.LENGTH and i == len(ids) - 1
+            if self._loops is not None and self._ends_loop(token_id) and not is_cut:
+                pieces.append(self._end_in_loop())
+                return pieces
         if delta.finish is not None:
             if stop_id is not None:
-                self.num_tokens += 1
+                self._count(stop_id)
             pieces.append(self._end(delta, stop_id))
         return pieces
+
+    def take_ids(self) -> list[int]:
+        """The sampled tokens since the last call, a stop token included."""
+        assert self._ids is not None, "nobody asked for them"
+        ids, self._ids = self._ids, []
+        return ids
+
+    @property
+    def is_cut(self) -> bool:
+        """The output ended where the model would have gone on."""
+        return self.finish is FinishReason.LENGTH or self.stop_reason is REPETITION
+
+    def _count(self, token_id: int) -> None:
+        self.num_tokens += 1
+        if self._ids is not None:
+            self._ids.append(token_id)
+
+    def _ends_loop(self, token_id: int) -> bool:
+        assert self._loops is not None
+        loops = self._loops.push(token_id)
+        return loops and self.num_tokens >= self._generation.sampling.min_tokens
 
     def _match(self, text: str) -> str:
         self._num_chars_read += len(text)
         return self._matcher.push(text) if self.num_tokens >= self._min_tokens else text
 
-    def _end(self, delta: TokenDelta, stop_id: int | None) -> Piece:
+    def _flush(self) -> str:
+        """The text that was held back; a stop string may have been completed in it."""
         text = self._match(self._detokenizer.flush())
         text += self._matcher.flush()
         if self._matcher.matched is not None:
             self._stop_at_string()
+        return text
+
+    def _end_in_loop(self) -> Piece:
+        text = self._flush()
+        if self.finish is None:
+            self.finish = FinishReason.STOP
+            self.stop_reason = REPETITION
+        return self._piece(text, is_token=False)
+
+    def _end(self, delta: TokenDelta, stop_id: int | None) -> Piece:
+        text = self._flush()
+        if self.finish is not None:
             return self._piece(text, is_token=False)
         self.finish = delta.finish
         if stop_id is not None and stop_id not in self._generation.eos_ids:

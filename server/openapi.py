@@ -1,5 +1,6 @@
 """The OpenAPI document of the routes, with the request models' own JSON schemas."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -14,18 +15,23 @@ from server.protocol import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from server.responses.protocol import ResponsesRequest
 
 _POST: dict[str, tuple[str, type[BaseModel]]] = {
     "/v1/chat/completions": ("Answer a chat", ChatCompletionRequest),
+    "/v1/chat/completions/render": ("The prompt of a chat, not run", ChatCompletionRequest),
     "/v1/completions": ("Continue prompts", CompletionRequest),
+    "/v1/responses": ("Create a response", ResponsesRequest),
     "/v1/messages": ("Answer a chat, as Anthropic's API", MessagesRequest),
     "/v1/messages/count_tokens": ("Count the tokens of a prompt", CountTokensRequest),
     "/tokenize": ("Text or messages to token ids", TokenizeRequest),
     "/detokenize": ("Token ids to text", DetokenizeRequest),
 }
 _GET = {
+    "/v1/responses/{id}": "A stored response",
+    "/v1/responses/{id}/input_items": "What a stored response was made from",
     "/v1/models": "The served models",
-    "/v1/models/{model}": "One served model",
+    "/v1/models/{id}": "One served model",
     "/version": "The server's version",
     "/live": "The server process runs",
     "/ready": "New work is taken",
@@ -35,7 +41,7 @@ _GET = {
     "/openapi.json": "This document",
 }
 _PROBES = {path.decode() for path in PROBES}
-_STREAMED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages"})
+_STREAMED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 _WORK_ERRORS = (400, 401, 404, 408, 413, 415, 429, 500, 503)
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -76,11 +82,14 @@ def openapi_document(version: str) -> dict[str, Any]:
         operation: dict[str, Any] = {"summary": summary, "responses": _responses(path, errors)}
         if "{" in path:
             operation["parameters"] = [
-                {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in re.findall(r"{(\w+)}", path)
             ]
         if path in _PROBES:
             operation["security"] = []
         paths[path] = {"get": operation}
+        if path == "/v1/responses/{id}":
+            paths[path]["delete"] = {**operation, "summary": "Forget a stored response"}
     return {
         "openapi": "3.1.0",
         "info": {"title": "deltaserve", "version": version},

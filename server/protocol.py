@@ -33,6 +33,10 @@ MAX_TOOLS = 128
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD_CHARS = 256
 MAX_PATH_CHARS = 100
+MAX_BREAKERS = 16
+MAX_BREAKER_CHARS = 40  # llama.cpp cuts longer ones here
+MAX_PATTERN_TOKENS = 1024
+MAX_INT32 = 2**31 - 1
 
 Unsupported = Any
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -150,6 +154,14 @@ class StreamOptionsFields(WireModel):
     continuous_usage_stats: bool = False
 
 
+class RepetitionDetectionFields(WireModel):
+    """vLLM's: the last tokens are `min_count` times the same pattern; `max_pattern_size` 0: off."""
+
+    max_pattern_size: int = Field(default=0, ge=0, le=MAX_PATTERN_TOKENS)
+    min_pattern_size: int = Field(default=0, ge=0, le=MAX_PATTERN_TOKENS)  # 0: 1
+    min_count: int = Field(default=0, ge=0, le=MAX_INT32)
+
+
 class SamplingFields(WireModel):
     """What chat and completions share."""
 
@@ -181,6 +193,19 @@ class SamplingFields(WireModel):
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
     priority: Int64 = 0
     cache_salt: str | None = Field(default=None, min_length=1)
+    # DRY and XTC under llama.cpp's names, with its defaults.
+    dry_multiplier: float = Field(default=0.0, ge=0, le=100)
+    dry_base: float = Field(default=1.75, ge=1, le=100)
+    dry_allowed_length: int = Field(default=2, ge=0, le=MAX_INT32)
+    dry_penalty_last_n: int = Field(default=-1, ge=-1, le=MAX_INT32)
+    dry_sequence_breakers: Strings = Field(default=["\n", ":", '"', "*"], max_length=MAX_BREAKERS)
+    xtc_probability: float = Field(default=0.0, ge=0, le=1)
+    xtc_threshold: float = Field(default=0.1, ge=0, le=1)
+    repetition_detection: RepetitionDetectionFields | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    timings: bool = False
     stream: bool = False
     stream_options: StreamOptionsFields | None = None
 
@@ -194,9 +219,6 @@ class SamplingFields(WireModel):
     ebnf: Unsupported = None
     json_schema: Unsupported = None
     thinking_token_budget: Unsupported = None
-    prompt_logprobs: Unsupported = None
-    return_token_ids: Unsupported = None
-    return_tokens_as_token_ids: Unsupported = None
     prompt_embeds: Unsupported = None
     use_beam_search: Unsupported = None
     logits_processors: Unsupported = None
@@ -225,6 +247,7 @@ class ChatCompletionRequest(SamplingFields, ChatPromptFields):
     tool_choice: Any = None  # `validate_tools` knows which
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
+    thinking_token_budget: int | None = Field(default=None, ge=0, le=MAX_INT32)
 
     echo: Unsupported = None
     functions: Unsupported = None

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI
 
-from server.answer import Draft
+from server.answer import Answer, Draft
 from server.chat import draft_chat
 from server.completions import draft_completion
 from server.errors import BadRequest
@@ -47,6 +47,10 @@ def add_model_routes(api: FastAPI, site: Site) -> None:
             system_fingerprint=site.fingerprint,
         )
 
+    def render(body: bytes) -> bytes:
+        request = parse_wire(ChatCompletionRequest, decode_json(body))
+        return msgspec.json.encode(site.validator.render(request))
+
     def tokenize(body: bytes) -> bytes:
         request = parse_wire(TokenizeRequest, decode_json(body))
         return msgspec.json.encode(site.validator.tokenize(request))
@@ -55,16 +59,23 @@ def add_model_routes(api: FastAPI, site: Site) -> None:
         request = parse_wire(DetokenizeRequest, decode_json(body))
         return msgspec.json.encode(site.validator.detokenize(request))
 
-    def serve(path: str, read: Callable[[bytes], Draft | bytes]) -> None:
+    def generate(path: str, read: Callable[[bytes], Draft]) -> None:
         async def handler(exchange: Exchange) -> None:
-            await site.work(exchange, read)
+            await site.generate(exchange, read, Answer)
 
         add_route(api, path, handler, "POST")
 
-    serve("/v1/chat/completions", chat)
-    serve("/v1/completions", completions)
-    serve("/tokenize", tokenize)
-    serve("/detokenize", detokenize)
+    def reply(path: str, read: Callable[[bytes], bytes]) -> None:
+        async def handler(exchange: Exchange) -> None:
+            await site.reply(exchange, read)
+
+        add_route(api, path, handler, "POST")
+
+    generate("/v1/chat/completions", chat)
+    generate("/v1/completions", completions)
+    reply("/v1/chat/completions/render", render)
+    reply("/tokenize", tokenize)
+    reply("/detokenize", detokenize)
 
 
 def add_fact_routes(api: FastAPI, site: Site) -> None:

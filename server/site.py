@@ -9,16 +9,16 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
 
 from engine import EngineClient
-from server.answer import Answer, Draft
+from server.answer import Answer
 from server.body import check_json_headers, read_body
 from server.exchange import Exchange, Receive, Scope, Send
 from server.http_limits import HttpLimits
-from server.lifecycle import Flight, Lifecycle
+from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 from server.validate import Validator
@@ -29,6 +29,7 @@ FAULT = "deltaserve.fault"
 
 Handler = Callable[[Exchange], Awaitable[None]]
 T = TypeVar("T")
+D = TypeVar("D", contravariant=True)
 
 
 def _make_pool() -> ThreadPoolExecutor:
@@ -53,31 +54,60 @@ class Site:
     def fingerprint(self) -> str:
         return f"deltaserve-{self.version}"
 
-    async def read(self, exchange: Exchange, flight: Flight, read: Callable[[bytes], T]) -> T:
-        """The request's body through `read`, which runs in a thread and may raise BadRequest."""
-        body = await read_body(
-            exchange, max_bytes=self.limits.max_body_bytes, pause_s=self.limits.body_pause_s
-        )
-        flight.watch()
-        return await asyncio.get_running_loop().run_in_executor(self.pool, read, body)
+    async def reply(self, exchange: Exchange, read: Callable[[bytes], bytes]) -> None:
+        """Answer with what `read` makes of the body."""
 
-    async def work(
+        async def answer(reply: bytes, arrived: float) -> None:
+            await exchange.reply(reply)
+
+        await self._work(exchange, read, answer)
+
+    async def generate(
+        self, exchange: Exchange, read: Callable[[bytes], T], maker: "AnswerMaker[T]"
+    ) -> None:
+        """Generate what `read` makes of the body, and answer as `maker` does."""
+
+        async def answer(draft: T, arrived: float) -> None:
+            await maker(draft, exchange, self.engine, self.metrics, arrived=arrived).run()
+
+        await self._work(exchange, read, answer)
+
+    async def _work(
         self,
         exchange: Exchange,
-        read: Callable[[bytes], Draft | bytes],
-        answer: type[Answer] = Answer,
+        read: Callable[[bytes], T],
+        answer: Callable[[T, float], Awaitable[None]],
     ) -> None:
-        """Take one request from its headers to the end of its answer, which `answer` writes."""
+        """Take one request from its headers to the end of its answer.
+
+        `read` runs in a thread and may raise BadRequest; `answer` gets what it returned, and the
+        time at which the request arrived.
+        """
         arrived = time.monotonic()
         self.lifecycle.check_ready()
         check_json_headers(exchange, max_bytes=self.limits.max_body_bytes)
         async with self.lifecycle.flight(exchange) as flight:
-            work = await self.read(exchange, flight, read)
-            if isinstance(work, bytes):
-                await exchange.reply(work)
-            else:
-                await answer(work, exchange, self.engine, self.metrics, arrived=arrived).run()
+            body = await read_body(
+                exchange, max_bytes=self.limits.max_body_bytes, pause_s=self.limits.body_pause_s
+            )
+            flight.watch()
+            read_in_thread = asyncio.get_running_loop().run_in_executor(self.pool, read, body)
+            await answer(await read_in_thread, arrived)
         self.metrics.count_ok()
+
+
+class AnswerMaker(Protocol[D]):
+    """`Answer`, or a kind of it that writes another API's answers."""
+
+    def __call__(
+        self,
+        draft: D,
+        exchange: Exchange,
+        engine: EngineClient,
+        metrics: Metrics,
+        *,
+        arrived: float,
+    ) -> Answer: ...
 
 
 class Sent(Response):

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from engine import Request, SamplingParams
+from server.repetition import RepetitionRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Generation:
     eos_ids: frozenset[int] = frozenset()  # the model's own ends: `stop_reason` stays null
     skip_special_tokens: bool = True
     priority: int = 0
+    repetition: RepetitionRule | None = None  # a loop that ends the output
 
     def request(self, request_id: str, choice: int) -> Request:
         """The engine request of one choice: choices differ in their seed only."""
@@ -43,6 +45,16 @@ class StreamOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenExtras:
+    """What the answer tells besides, of its tokens and times."""
+
+    token_ids: bool = False  # the ids of output and prompt
+    tokens_as_ids: bool = False  # tokens of logprobs as `token_id:N`
+    num_prompt_logprobs: int | None = None  # `sampling.num_prompt_logprobs` is at least that
+    timings: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ValidChat:
     generation: Generation
     stream: StreamOptions | None  # None: one whole response
@@ -53,6 +65,7 @@ class ValidChat:
     include_reasoning: bool = True
     parallel_tool_calls: bool = True
     logprobs: bool = False  # `generation.sampling.num_logprobs` is then set
+    extras: TokenExtras = TokenExtras()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +75,7 @@ class ValidCompletion:
     stream: StreamOptions | None
     echo: bool = False
     num_logprobs: int | None = None
+    extras: TokenExtras = TokenExtras()
 
 
 def mix_seed(seed: int, choice: int) -> int:

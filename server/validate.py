@@ -14,6 +14,7 @@ import msgspec
 
 from engine import ModelConfig, SamplingParams
 from server.checkpoint_text import GenerationDefaults
+from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
 from server.protocol import (
     ChatCompletionRequest,
@@ -24,9 +25,9 @@ from server.protocol import (
     SamplingFields,
     TokenizeRequest,
 )
-from server.template import ChatTemplate, starts_in_reasoning
+from server.template import THINK_CLOSE, ChatTemplate, starts_in_reasoning
 from server.tokenizer import Tokenizer
-from server.valid import Generation, StreamOptions, ValidChat, ValidCompletion
+from server.valid import Generation, StreamOptions, TokenExtras, ValidChat, ValidCompletion
 from server.validate_messages import template_messages
 from server.validate_sampling import SamplingRules
 from server.validate_tools import active_tools, check_tools
@@ -34,6 +35,7 @@ from server.validate_unsupported import refuse_unsupported
 
 MAX_CHARS_PER_TOKEN = 16  # of the window; the bound on text before it is tokenised
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions
+CALL_OPEN = "<tool_call>"
 
 
 class Validator:
@@ -58,17 +60,37 @@ class Validator:
             tokenizer=tokenizer,
             vocab_size=model_config.vocab_size,
             defaults=generation_defaults,
+            breakers=DryBreakers(tokenizer),
             seeds=random.SystemRandom() if seed is None else random.Random(seed),
             eos_ids=frozenset(i for i in ends if 0 <= i < model_config.vocab_size),
         )
 
     def chat(self, request: ChatCompletionRequest) -> ValidChat:
+        return self._chat(request)[0]
+
+    def render(self, request: ChatCompletionRequest) -> dict[str, Any]:
+        """The whole response of /v1/chat/completions/render: what `chat` would have run."""
+        valid, text = self._chat(request)
+        ids = valid.generation.prompt_ids
+        if request.truncate_prompt_tokens is not None:
+            text = self._tokenizer.decode(ids)
+        return {
+            "model": request.model or self._served_names[0],
+            "prompt": text,
+            "token_ids": ids,
+            "count": len(ids),
+            "max_model_len": self.max_model_len,
+        }
+
+    def _chat(self, request: ChatCompletionRequest) -> tuple[ValidChat, str]:
+        """A valid request, and its prompt as the template rendered it."""
         self._check_model(request.model)
         refuse_unsupported(request)
         check_tools(request.tools, refuse_strict=True)
         tools = active_tools(request)
         stream = _stream_options(request)
         num_logprobs = _chat_logprobs(request)
+        extras = _extras(request)
         window = self.max_model_len
         name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = request.max_completion_tokens or request.max_tokens
@@ -83,21 +105,35 @@ class Validator:
             max_tokens=max_tokens,
             min_tokens=_min_tokens(request, asked or window, max_tokens),
             num_logprobs=num_logprobs,
+            num_prompt_logprobs=extras.num_prompt_logprobs,
         )
-        return ValidChat(
+        thinking = starts_in_reasoning(text)
+        if request.thinking_token_budget is not None:
+            end_ids = self._thinking_ends(has_tools=tools is not None)
+            if thinking:
+                sampling = msgspec.structs.replace(
+                    sampling,
+                    thinking_budget=request.thinking_token_budget,
+                    thinking_end_ids=end_ids,
+                )
+        valid = ValidChat(
             generation=self._generation(request, ids, sampling),
             stream=stream,
             tools=tools,
-            thinking=starts_in_reasoning(text),
+            thinking=thinking,
             include_reasoning=request.include_reasoning,
             parallel_tool_calls=request.parallel_tool_calls,
             logprobs=request.logprobs,
+            extras=extras,
         )
+        return valid, text
 
     def completion(self, request: CompletionRequest) -> ValidCompletion:
         self._check_model(request.model)
         refuse_unsupported(request)
         stream = _stream_options(request)
+        extras = _extras(request)
+        scored = (request.logprobs if request.echo else None, extras.num_prompt_logprobs)
         window = self.max_model_len
         asked = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
         _check_max_tokens(request.max_tokens, "max_tokens", window)
@@ -108,7 +144,7 @@ class Validator:
             max_tokens=asked,
             min_tokens=_min_tokens(request, asked, asked),
             num_logprobs=request.logprobs,
-            num_prompt_logprobs=request.logprobs if request.echo else None,
+            num_prompt_logprobs=max((k for k in scored if k is not None), default=None),
         )
         generations: list[Generation] = []
         texts: list[str] = []
@@ -129,6 +165,7 @@ class Validator:
             stream=stream,
             echo=request.echo,
             num_logprobs=request.logprobs,
+            extras=extras,
         )
 
     def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
@@ -233,7 +270,19 @@ class Validator:
             eos_ids=frozenset() if request.ignore_eos else self._rules.eos_ids,
             skip_special_tokens=request.skip_special_tokens,
             priority=request.priority,
+            repetition=self._rules.repetition(request),
         )
+
+    def _thinking_ends(self, *, has_tools: bool) -> tuple[int, ...]:
+        """The tokens that end thinking, `</think>` first: a call inside it ends it, too."""
+        close_id = self._tokenizer.id_of(THINK_CLOSE)
+        if close_id is None:
+            raise BadRequest(
+                f"thinking_token_budget needs a model with a {THINK_CLOSE} token",
+                param="thinking_token_budget",
+            )
+        call_id = self._tokenizer.id_of(CALL_OPEN) if has_tools else None
+        return (close_id,) if call_id is None else (close_id, call_id)
 
 
 def _fitted(ids: list[int], request: SamplingFields, param: str, window: int) -> list[int]:
@@ -293,6 +342,17 @@ def _chat_logprobs(request: ChatCompletionRequest) -> int | None:
     if request.top_logprobs is not None:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     return None
+
+
+def _extras(request: SamplingFields) -> TokenExtras:
+    if request.stream and request.prompt_logprobs is not None:
+        raise BadRequest("prompt_logprobs cannot be streamed", param="prompt_logprobs")
+    return TokenExtras(
+        token_ids=request.return_token_ids,
+        tokens_as_ids=request.return_tokens_as_token_ids,
+        num_prompt_logprobs=request.prompt_logprobs,
+        timings=request.timings,
+    )
 
 
 def _check_max_tokens(asked: int | None, param: str, window: int) -> None:

@@ -5,10 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from engine import SamplingParams
 from server.checkpoint_text import GenerationDefaults
+from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
-from server.protocol import MAX_BAD_WORD_CHARS, SamplingFields
+from server.protocol import MAX_BAD_WORD_CHARS, MAX_BREAKER_CHARS, SamplingFields
+from server.repetition import RepetitionRule
 from server.tokenizer import Tokenizer
 
 # Below these, fp32 logits overflow when divided: a temperature this low is the argmax.
@@ -24,6 +28,7 @@ class SamplingRules:
     vocab_size: int  # rows of the embedding: every id a client may name is below
     defaults: GenerationDefaults
     eos_ids: frozenset[int]
+    breakers: DryBreakers
     seeds: random.Random  # of requests that name none; drawing is atomic under the GIL
 
     def seed_of(self, request: SamplingFields) -> int:
@@ -66,9 +71,54 @@ class SamplingRules:
             bad_words=self._bad_words(request.bad_words),
             num_logprobs=num_logprobs,
             num_prompt_logprobs=num_prompt_logprobs,
+            xtc_probability=0.0 if greedy else request.xtc_probability,
+            xtc_threshold=request.xtc_threshold,
         )
+        if request.dry_multiplier and request.dry_penalty_last_n:
+            sampling = self._with_dry(sampling, request)
         self._check_choice_left(sampling)
         return sampling
+
+    def repetition(self, request: SamplingFields) -> RepetitionRule | None:
+        """What loop ends the output; None: none does."""
+        asked = request.repetition_detection
+        if asked is None or asked.max_pattern_size == 0:
+            return None
+        param = "repetition_detection"
+        if asked.min_pattern_size > asked.max_pattern_size:
+            raise BadRequest(
+                f"{param}.min_pattern_size must be at most max_pattern_size", param=param
+            )
+        if asked.min_count < 2:
+            raise BadRequest(f"{param}.min_count must be at least 2", param=param)
+        return RepetitionRule(
+            min_size=max(asked.min_pattern_size, 1),
+            max_size=asked.max_pattern_size,
+            min_count=asked.min_count,
+        )
+
+    def _with_dry(self, sampling: SamplingParams, request: SamplingFields) -> SamplingParams:
+        texts = tuple(sorted(set(request.dry_sequence_breakers)))
+        if not all(texts) or max(map(len, texts), default=0) > MAX_BREAKER_CHARS:
+            raise BadRequest(
+                f"dry_sequence_breakers must hold strings of 1 to {MAX_BREAKER_CHARS} characters",
+                param="dry_sequence_breakers",
+            )
+        try:
+            breaker_ids, breakers = self.breakers.tokens_of(texts)
+        except ValueError as error:
+            raise BadRequest(
+                f"dry_sequence_breakers are {error}", param="dry_sequence_breakers"
+            ) from None
+        return msgspec.structs.replace(
+            sampling,
+            dry_multiplier=request.dry_multiplier,
+            dry_base=request.dry_base,
+            dry_allowed_length=request.dry_allowed_length,
+            dry_last_n=request.dry_penalty_last_n,
+            dry_breaker_ids=breaker_ids,
+            dry_breakers=breakers,
+        )
 
     def checked_ids(self, token_ids: Iterable[int], param: str) -> tuple[int, ...]:
         """The ids, sorted, each once. Raises BadRequest if one is no row of the embedding."""

@@ -14,10 +14,6 @@ NOT_YET = (
     "regex",
     "ebnf",
     "json_schema",
-    "thinking_token_budget",
-    "prompt_logprobs",
-    "return_token_ids",
-    "return_tokens_as_token_ids",
 )
 NEVER = ("prompt_embeds", "use_beam_search", "logits_processors")
 FORMAT_TYPES = ("json_object", "json_schema", "structural_tag")
@@ -34,6 +30,10 @@ def refuse_unsupported(request: ChatCompletionRequest | CompletionRequest) -> No
     if isinstance(request, CompletionRequest):
         if request.suffix is not None:
             raise BadRequest("suffix is not supported", param="suffix")
+        if _asks(request.thinking_token_budget):
+            raise BadRequest(
+                "thinking_token_budget is for chat only", param="thinking_token_budget"
+            )
         return
     if _asks(request.echo):
         raise BadRequest("echo is not supported for chat", param="echo")

@@ -91,9 +91,7 @@ def _start(
     return matcher
 
 
-def _advance(
-    before: "Future[Matcher]", token_ids: tuple[int, ...], mask: Mask
-) -> Matcher:
+def _advance(before: "Future[Matcher]", token_ids: tuple[int, ...], mask: Mask) -> Matcher:
     matcher = before.result()
     for token_id in token_ids:
         if not matcher.accept(token_id):

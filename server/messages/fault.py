@@ -61,14 +61,10 @@ class MessagesExchange(Exchange):
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope, receive, send)
         self.headers = _with_bearer(self.headers)
+        self.error_events = lambda error: named("error", error.body())
 
     async def fail(self, answer: ErrorAnswer) -> None:
-        told = messages_error(answer)
-        if self.streaming:
-            self.error = told
-            await self.send_events(named("error", told.body()), last=True)
-        else:
-            await super().fail(told)
+        await super().fail(messages_error(answer))
 
     async def _start(self, status: int, headers: Headers) -> None:
         headers.append((b"request-id", self.request_id.encode("ascii")))

@@ -40,10 +40,10 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
         return msgspec.json.encode({"input_tokens": num_prompt_tokens(request, site.validator)})
 
     async def create(exchange: Exchange) -> None:
-        await site.work(exchange, read_message, MessageAnswer)
+        await site.generate(exchange, read_message, MessageAnswer)
 
     async def count_tokens(exchange: Exchange) -> None:
-        await site.work(exchange, read_count)
+        await site.reply(exchange, read_count)
 
     add_route(api, MESSAGES_PATH, create, "POST")
     add_route(api, COUNT_PATH, count_tokens, "POST")

@@ -7,7 +7,6 @@ import msgspec
 
 from engine import EngineClient
 from server.answer import Answer
-from server.errors import ErrorAnswer
 from server.exchange import Exchange
 from server.metrics import Metrics
 from server.responses.read import ResponseDraft
@@ -33,12 +32,7 @@ class ResponseAnswer(Answer):
         super().__init__(draft.draft, exchange, engine, metrics, arrived=arrived)
         self._response_draft = draft
         self._events = ResponseEvents(self._head["id"], self._head["created"], draft.fields)
-
-    async def fail(self, error: ErrorAnswer) -> None:
-        """End a stream that was begun with the events of an error."""
-        exchange = self._exchange
-        await exchange.send_events(encoded(self._events.fail(error)), last=True)
-        exchange.streaming = False  # it is over: whoever hears of the error must not add to it
+        exchange.error_events = lambda error: encoded(self._events.fail(error))
 
     async def _send_whole(self, chunks: AsyncGenerator[list[dict[str, Any]], None]) -> None:
         async for step in chunks:

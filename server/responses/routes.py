@@ -9,17 +9,15 @@ so they need neither the engine nor a body.
 """
 
 import hashlib
-import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from server.body import check_json_headers
-from server.errors import BadRequest, ClientGone, answer_to
+from server.errors import BadRequest
 from server.exchange import Exchange
 from server.responses.answer import ResponseAnswer
-from server.responses.read import ResponseReader
+from server.responses.read import ResponseDraft, ResponseReader
 from server.responses.store import ResponseStore, StoredResponse
 from server.site import EXCHANGE, FAULT, Sent, Site, add_route
 
@@ -65,27 +63,12 @@ class _Routes:
         )
 
     async def create(self, exchange: Exchange) -> None:
-        """Take one request from its headers to the end of its answer."""
-        arrived = time.monotonic()
-        site = self._site
-        site.lifecycle.check_ready()
-        check_json_headers(exchange, max_bytes=site.limits.max_body_bytes)
         owner = self._owner(exchange)
-        answer: ResponseAnswer | None = None
-        try:
-            async with site.lifecycle.flight(exchange) as flight:
-                draft = await site.read(
-                    exchange, flight, lambda body: self._reader.read(body, owner)
-                )
-                answer = ResponseAnswer(draft, exchange, site.engine, site.metrics, arrived=arrived)
-                await answer.run()
-        except ClientGone:
-            raise
-        except Exception as error:  # in mid-stream this API has its own words for it
-            if answer is not None and exchange.streaming and not exchange.is_complete:
-                await answer.fail(answer_to(error))
-            raise
-        site.metrics.count_ok()
+
+        def read(body: bytes) -> ResponseDraft:
+            return self._reader.read(body, owner)
+
+        await self._site.generate(exchange, read, ResponseAnswer)
 
     async def retrieve(self, exchange: Exchange, request: Request) -> None:
         response = self._stored(exchange, request)

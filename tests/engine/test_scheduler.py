@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.errors import QueueFull, RequestTooLong
-from engine.memory import PagePool, SlotPool
+from engine.memory import PagePool, SlotPool, pages_for
 from engine.plan import PAGE_TOKENS
 from engine.request import FinishReason, Request, SamplingParams
 from engine.scheduler import MAX_PREEMPTIONS, Scheduler
@@ -262,3 +262,21 @@ def test_scoring_a_prompt_needs_no_output_token() -> None:
     simulation.run()
     assert_whole(simulation, request)
     assert_idle(simulation)
+
+
+def test_after_the_bound_a_sequence_comes_back_with_its_whole_life_in_hand() -> None:
+    often, other = make_request("often", 10, 300), make_request("other", 10, 300)
+    simulation = make_simulation(num_pages=8, num_slots=2)
+    simulation.scheduler.submit(often)
+    for _ in range(MAX_PREEMPTIONS):
+        simulation.step()
+        sequence = simulation.scheduler._running["often"]
+        assert len(sequence.pages) == 1
+        simulation.scheduler._preempt(sequence)
+    simulation.step()
+    assert len(simulation.scheduler._running["often"].pages) == pages_for(often.max_total_tokens)
+    simulation.scheduler.submit(other)  # cannot grow to its end beside the first
+    simulation.run()
+    assert simulation.scheduler.num_preemptions > MAX_PREEMPTIONS
+    for request in (often, other):
+        assert_whole(simulation, request)

@@ -347,7 +347,7 @@ def test_logprobs_sum_to_one_and_rank_their_tops() -> None:
 
 
 def test_dry_breaks_a_loop() -> None:
-    """Each round of 5, 6, 7 is dearer than the one before, so at last 8 comes in between."""
+    """The longer the repetition, the dearer its next token, until another one comes in between."""
     logits_V = torch.zeros(VOCAB)
 
     def logits_of(position: int) -> torch.Tensor:
@@ -364,7 +364,8 @@ def test_dry_breaks_a_loop() -> None:
     loop = [5 + position % 3 for position in range(4, 16)]
     assert text() == text(dry_multiplier=0.0, dry_base=4.0) == text(dry_multiplier=9, dry_last_n=0)
     assert text() == loop
-    # Three tokens are there again: the fourth would be 2 * 1.75 dearer, the fifth 2 * 1.75 ** 2.
+    # The sixth token would cost 2, the seventh 2 * 1.75, the eighth 2 * 1.75 ** 2: more than the 4
+    # that 8 lies behind.
     assert text(dry_multiplier=2.0) == [*loop[:7], 8, *loop[8:]]
     assert text(dry_multiplier=2.0, dry_breaker_ids=(5,)) == loop
     assert text(dry_multiplier=2.0, dry_breakers=((6, 7),)) == loop

@@ -108,7 +108,11 @@ PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "thinking on": (
         {"messages": [USER], "thinking": {"type": "enabled", "budget_tokens": 2048}},
-        {"messages": [USER], "chat_template_kwargs": {"enable_thinking": True}},
+        {
+            "messages": [USER],
+            "chat_template_kwargs": {"enable_thinking": True},
+            "thinking_token_budget": 2048,
+        },
     ),
     "template arguments first": (
         {

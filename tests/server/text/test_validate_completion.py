@@ -111,7 +111,7 @@ def test_refused_fields(validator: Validator):
     assert refused(validator, suffix="x").message == "suffix is not supported"
     assert refused(validator, suffix="").param == "suffix"
     assert refused(validator, response_format={"type": "json_object"}).param == "response_format"
-    assert refused(validator, prompt_logprobs=0).message == "prompt_logprobs is not supported yet"
+    assert refused(validator, thinking_token_budget=0).param == "thinking_token_budget"
     assert refused(validator, model="other").code == "model_not_found"
     assert complete(validator, best_of=3).generations[0].n == 1
 

@@ -1,0 +1,274 @@
+"""From the fields of a request to the grammar of its answer.
+
+Three families of fields say what an answer has to look like: `response_format`, the structured
+outputs (`structured_outputs` and the older names of its parts), and `tool_choice` with the tools
+that are called. At most one of the first two; with tools that may but need not be called the answer
+is either that or calls.
+
+Where the model thinks first, the grammar begins behind `</think>`, and with the blank line that the
+model writes there. Before, ends of the answer are banned, and `<tool_call>` where a call has to fit
+a schema, since a call would end the thinking. With nothing but strict tools there is no content to
+bind: then the grammar covers the thinking too, and leaves all text free up to a call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from engine import GrammarSpec
+from server.constraints_calls import MAX_CALLS, CallGrammar, json_text
+from server.constraints_checker import GrammarChecker
+from server.constraints_regex import UnsupportedRegex, whole
+from server.constraints_schema import MAX_ENUM_VALUES, MAX_SCHEMA_BYTES, normalized, param_of
+from server.errors import BadRequest
+from server.json_body import decode_object
+
+# The request fields that `ConstraintReader.read` looks at; absent and null are the same.
+FIELDS = (
+    *("response_format", "structured_outputs"),
+    *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    *("json_schema", "regex", "ebnf"),
+    *("tools", "tool_choice", "parallel_tool_calls"),
+)
+
+KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
+_ALIASES = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "regex": "regex",
+    "ebnf": "grammar",
+}
+# A blank or a line break with some indentation, once between two tokens of JSON: a grammar allows
+# `whitespace_pattern` at most once in a place, so the whitespace of a bounded schema is bounded.
+_WHITESPACE = {"whitespace_pattern": r" |\n {0,24}"}
+_BLANK_LINE = r'"\n\n"'  # what the model writes behind `</think>`
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What the content of an answer has to be: the lines of a grammar with a rule `content`."""
+
+    path: str
+    lines: str
+    is_json: bool = False
+    is_grammar: bool = False  # the client's: has a `start` of its own
+
+
+class ConstraintReader:
+    """May be used from several threads. Reading blocks while a grammar is compiled."""
+
+    def __init__(self, checker: GrammarChecker) -> None:
+        self._checker = checker
+
+    def read(
+        self,
+        request: Mapping[str, Any],
+        *,
+        after_token_id: int | None = None,
+        call_token_id: int | None = None,
+    ) -> GrammarSpec | None:
+        """The grammar that the fields of a request ask for; None: they ask for none.
+
+        `after_token_id` is that of `</think>` where the prompt ends inside a think block, and
+        `call_token_id` that of `<tool_call>`. `tools` and `tool_choice` were checked for shape.
+        Raises BadRequest, which names the field.
+        """
+        content = self._content(request)
+        tools = cast(Sequence[Mapping[str, Any]], request.get("tools") or ())
+        choice = request.get("tool_choice") or "auto"
+        if not tools or choice == "none":
+            return None if content is None else self._of_content(content, after_token_id)
+        one_call = request.get("parallel_tool_calls") is False
+        banned = () if call_token_id is None or after_token_id is None else (call_token_id,)
+        if choice == "auto":
+            strict = frozenset(_name(tool) for tool in tools if tool["function"].get("strict"))
+            at_most = 1 if one_call else None
+            if content is not None:
+                calls = CallGrammar(tools, strict).calls(at_most=at_most or MAX_CALLS)
+                spec = self._either(content, calls, after_token_id)
+                return _banning(spec, banned if strict else ())
+            if not strict:
+                return None
+            lines = CallGrammar(tools, strict).free_text_and_calls(at_most=at_most)
+            return self._spec(f"start: answer\n{lines}", "tools", None, bounds_numbers=True)
+        if choice != "required":
+            name = choice["function"]["name"]
+            tools = [tool for tool in tools if _name(tool) == name]
+            one_call = True
+        bound = frozenset(map(_name, tools))
+        lines = CallGrammar(tools, bound).calls(at_most=1 if one_call else MAX_CALLS)
+        start = f"start: {_begin(after_token_id)}calls\n"
+        spec = self._spec(start + lines, "tools", after_token_id, bounds_numbers=True)
+        return _banning(spec, banned)
+
+    def _of_content(self, content: _Content, after_token_id: int | None) -> GrammarSpec:
+        if content.is_grammar:
+            grammar = self._checker.from_ebnf(content.lines, content.path)
+            if after_token_id is not None:
+                grammar = _nested(f"start: {_BLANK_LINE} @client", grammar)
+            return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
+        grammar = f"start: {_begin(after_token_id)}content\n{content.lines}"
+        return self._spec(grammar, content.path, after_token_id, bounds_numbers=content.is_json)
+
+    def _either(self, content: _Content, calls: str, after_token_id: int | None) -> GrammarSpec:
+        if content.is_grammar:
+            client = self._checker.from_ebnf(content.lines, content.path)
+            start = f"start: {_begin(after_token_id)}(@client | calls)\n{calls}"
+            grammar = self._checker.check(_nested(start, client), content.path)
+            return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
+        grammar = f"start: {_begin(after_token_id)}(content | calls)\n{content.lines}\n{calls}"
+        return self._spec(grammar, content.path, after_token_id, bounds_numbers=True)
+
+    def _spec(
+        self, grammar: str, path: str, after_token_id: int | None, *, bounds_numbers: bool
+    ) -> GrammarSpec:
+        return GrammarSpec(
+            grammar=self._checker.check(grammar, path),
+            after_token_id=after_token_id,
+            bounds_numbers=bounds_numbers,
+        )
+
+    def _content(self, request: Mapping[str, Any]) -> _Content | None:
+        found = [
+            content
+            for content in (
+                _response_format(request.get("response_format")),
+                _structured_outputs(request.get("structured_outputs")),
+                *(_of_kind(kind, request.get(f), f) for f, kind in _ALIASES.items()),
+            )
+            if content is not None
+        ]
+        if len(found) > 1:
+            raise BadRequest(
+                f"{found[0].path} and {found[1].path} cannot be combined",
+                param=param_of(found[1].path),
+            )
+        return found[0] if found else None
+
+
+def _response_format(value: Any) -> _Content | None:
+    path = "response_format"
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadRequest(f"{path} must be an object", param=path)
+    fields = cast(dict[str, Any], value)
+    match fields.get("type"):
+        case "text":
+            return None
+        case "json_object":
+            return _json({"type": "object"}, path)
+        case "json_schema":
+            described = fields.get("json_schema")
+            if not isinstance(described, dict):
+                raise BadRequest(f"{path}.json_schema must be an object", param=path)
+            schema = cast(dict[str, Any], described).get("schema")
+            if schema is None:
+                raise BadRequest(f"{path}.json_schema.schema is required", param=path)
+            if not isinstance(cast(dict[str, Any], described).get("strict"), bool | None):
+                raise BadRequest(f"{path}.json_schema.strict must be true or false", param=path)
+            return _json(schema, f"{path}.json_schema.schema")
+        case "structural_tag":
+            raise BadRequest(f"{path} structural_tag is not supported", param=path)
+        case _:
+            raise BadRequest(
+                f"{path}.type must be one of text, json_object, json_schema", param=path
+            )
+
+
+def _structured_outputs(value: Any) -> _Content | None:
+    path = "structured_outputs"
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise BadRequest(f"{path} must be an object", param=path)
+    fields = cast(dict[str, Any], value)
+    given = [kind for kind in KINDS if fields.get(kind) not in (None, False)]
+    if len(given) != 1:
+        raise BadRequest(f"{path} must have exactly one of {', '.join(KINDS)}", param=path)
+    return _of_kind(given[0], fields[given[0]], f"{path}.{given[0]}")
+
+
+def _of_kind(kind: str, value: Any, path: str) -> _Content | None:
+    if value is None:
+        return None
+    match kind:
+        case "json":
+            if isinstance(value, str):
+                _check_length(value, path)
+                value = decode_object(value.encode(), what=path, param=param_of(path))
+            return _json(value, path)
+        case "json_object":
+            if value is not True:
+                raise BadRequest(f"{path} must be true or false", param=param_of(path))
+            return _json({"type": "object"}, path)
+        case "regex":
+            return _regex(_text(value, path), path)
+        case "choice":
+            return _choice(value, path)
+        case "grammar":
+            return _Content(path, _text(value, path), is_grammar=True)
+        case _:
+            raise BadRequest(f"{path} is not supported", param=param_of(path))
+
+
+def _json(schema: Any, path: str) -> _Content:
+    body = {"x-guidance": _WHITESPACE, **normalized(schema, path=path)}
+    return _Content(path, f"content: %json {json_text(body)}", is_json=True)
+
+
+def _regex(pattern: str, path: str) -> _Content:
+    try:
+        return _Content(path, f"content: /{whole(pattern)}/")
+    except UnsupportedRegex as error:
+        raise BadRequest(f"{path} cannot be used: {error}", param=param_of(path)) from None
+
+
+def _choice(value: Any, path: str) -> _Content:
+    choices = cast(list[Any], value) if isinstance(value, list) else []
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        raise BadRequest(f"{path} must be a list of strings", param=param_of(path))
+    if len(choices) > MAX_ENUM_VALUES:
+        raise BadRequest(f"{path} has more than {MAX_ENUM_VALUES} choices", param=param_of(path))
+    _check_length("".join(choices), path)
+    return _Content(path, f"content: {' | '.join(map(json_text, dict.fromkeys(choices)))}")
+
+
+def _text(value: Any, path: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise BadRequest(f"{path} must be a string that is not empty", param=param_of(path))
+    _check_length(value, path)
+    return value
+
+
+def _check_length(text: str, path: str) -> None:
+    if len(text.encode("utf-8", "replace")) > MAX_SCHEMA_BYTES:
+        raise BadRequest(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes", param=param_of(path))
+
+
+def _begin(after_token_id: int | None) -> str:
+    return "" if after_token_id is None else f"{_BLANK_LINE} "
+
+
+def _nested(start: str, client: str) -> str:
+    """A grammar that holds a client's, which has a `start` and names of its own."""
+    inner = {"name": "client", "lark_grammar": client}
+    return json_text({"grammars": [{"lark_grammar": start}, inner]})
+
+
+def _banning(spec: GrammarSpec, token_ids: tuple[int, ...]) -> GrammarSpec:
+    if not token_ids:
+        return spec
+    return GrammarSpec(
+        grammar=spec.grammar,
+        after_token_id=spec.after_token_id,
+        banned_before=token_ids,
+        bounds_numbers=spec.bounds_numbers,
+    )
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    return tool["function"]["name"]

@@ -1,0 +1,163 @@
+"""Finds out whether a grammar compiles, in worker processes that are killed after a time limit.
+
+A thread cannot be stopped, and a few lines of schema can keep a compiler busy for ever, so the
+first compilation of every grammar happens where it can be ended. What passed is remembered; what
+was refused or timed out is not. Methods may be called from several threads, and block.
+"""
+
+import hashlib
+import queue
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import msgspec
+
+from server.constraints_worker import Answer, Ask, read_frame, write_frame
+from server.errors import BadRequest
+
+TIME_LIMIT_S = 5.0
+NUM_WORKERS = 2
+MAX_REMEMBERED_CHARS = 4 << 20  # of grammars and their keys
+
+_ROOT = Path(__file__).resolve().parents[1]
+# Not `-m`: that looks for `server` in the user's working directory first.
+_COMMAND = (
+    sys.executable,
+    "-P",
+    "-c",
+    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
+    "from server.constraints_worker import main; main()",
+)
+
+# What the engine says, and what a client is told of it: never the engine's own words.
+_REASONS = (
+    ("oneof", "it has a oneOf whose branches do not exclude each other"),
+    ("properties only supported", "minProperties or maxProperties stand beside optional ones"),
+    ("patternproperties", "its patternProperties overlap each other or its properties"),
+    ("unsatisfiable", "nothing fits it"),
+    ("allows nothing", "nothing fits it"),
+    ("regex is empty", "nothing fits it"),
+    ("too", "it is too complex"),
+    ("fuel", "it is too complex"),
+    ("limit", "it is too complex"),
+)
+
+
+class GrammarChecker:
+    """Workers start when they are first needed; `close` ends them."""
+
+    def __init__(
+        self, *, time_limit_s: float = TIME_LIMIT_S, num_workers: int = NUM_WORKERS
+    ) -> None:
+        self._time_limit_s = time_limit_s
+        self._workers: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._all = [_Worker() for _ in range(num_workers)]
+        for worker in self._all:
+            self._workers.put(worker)
+        self._lock = threading.Lock()
+        self._passed: OrderedDict[bytes, str] = OrderedDict()
+        self._num_chars = 0
+
+    def start(self) -> None:
+        """Start the workers, so that the first request does not wait for one."""
+        for worker in self._all:
+            worker.start()
+
+    def close(self) -> None:
+        for worker in self._all:
+            worker.stop()
+
+    def check(self, grammar: str, path: str) -> str:
+        """`grammar`, if it compiles. Raises BadRequest that names it by `path`."""
+        return self._ask(Ask(grammar), path)
+
+    def from_ebnf(self, grammar: str, path: str) -> str:
+        """A client's grammar in the notation of `GrammarSpec`, if it compiles."""
+        return self._ask(Ask(grammar, is_ebnf=True), path)
+
+    def _ask(self, ask: Ask, path: str) -> str:
+        key = hashlib.sha256(msgspec.msgpack.encode(ask)).digest()
+        with self._lock:
+            if key in self._passed:
+                self._passed.move_to_end(key)
+                return self._passed[key] or ask.grammar
+        worker = self._workers.get()
+        try:
+            answer = worker.ask(ask, self._time_limit_s)
+        finally:
+            self._workers.put(worker)
+        param = path.split(".", 1)[0]
+        if answer is None:
+            raise BadRequest(f"{path} takes too long to compile", param=param)
+        if answer.error is not None:
+            raise BadRequest(f"{path} cannot be used: {_reason(answer.error)}", param=param)
+        self._remember(key, answer.grammar if ask.is_ebnf else "")
+        return answer.grammar
+
+    def _remember(self, key: bytes, grammar: str) -> None:
+        """Keep `grammar`, or of one that was asked for as it is, only that it compiles."""
+        with self._lock:
+            if key in self._passed:
+                return
+            self._passed[key] = grammar
+            self._num_chars += len(grammar) + len(key)
+            while self._num_chars > MAX_REMEMBERED_CHARS:
+                _, old = self._passed.popitem(last=False)
+                self._num_chars -= len(old) + len(key)
+
+
+def _reason(error: str) -> str:
+    said = error.lower()
+    return next((reason for word, reason in _REASONS if word in said), "it is malformed")
+
+
+class _Worker:
+    """Belongs to one thread at a time, but for `stop`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._running()
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+    def ask(self, ask: Ask, time_limit_s: float) -> Answer | None:
+        """None: it had to be killed, or died."""
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(time_limit_s, process.kill)
+        timer.start()
+        try:
+            write_frame(process.stdin, ask)  # type: ignore[arg-type]
+            body = read_frame(process.stdout)  # type: ignore[arg-type]
+        except (BrokenPipeError, ValueError):  # killed, or closed by `stop`
+            body = None
+        finally:
+            timer.cancel()
+        if body is None:
+            self.stop()
+            return None
+        return msgspec.msgpack.decode(body, type=Answer)
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None or self._process.poll() is not None:
+            self.stop()
+            self._process = subprocess.Popen(
+                _COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # would quote the client
+            )
+        return self._process

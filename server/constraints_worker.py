@@ -1,0 +1,76 @@
+"""Compiles grammars in a process of its own, which can be killed when one takes too long.
+
+Reads frames from standard input and answers on standard output, one for one: a length of four bytes
+and a msgpack body. Ends when its input does, so it never outlives the server. The vocabulary is one
+token per byte: what a grammar costs to compile does not depend on it.
+"""
+
+import contextlib
+import resource
+import struct
+import sys
+from typing import BinaryIO
+
+import llguidance
+import msgspec
+import numpy as np
+
+from engine import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
+
+MAX_MEMORY_BYTES = 4 << 30
+
+_LENGTH = struct.Struct("<I")
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True):
+    grammar: str
+    is_ebnf: bool = False  # with `root ::=`, or Lark; else what `GrammarSpec` takes
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    grammar: str = ""  # for a GrammarSpec
+    error: str | None = None  # the engine's words; not for clients
+
+
+def write_frame(stream: BinaryIO, message: Ask | Answer) -> None:
+    body = msgspec.msgpack.encode(message)
+    stream.write(_LENGTH.pack(len(body)) + body)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """The next body; None at the end of the stream."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    body = stream.read(length)
+    return body if len(body) == length else None
+
+
+def byte_compiler() -> GrammarCompiler:
+    tokens = [bytes((byte,)) for byte in range(256)]
+    return GrammarCompiler(Vocabulary([*tokens, b"<end>"], num_rows=257, eos_ids=(256,)))
+
+
+def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
+    try:
+        grammar = llguidance.grammar_from("ebnf", ask.grammar) if ask.is_ebnf else ask.grammar
+        matcher = compiler.matcher(GrammarSpec(grammar=grammar))
+        matcher.fill(np.zeros(compiler.vocabulary.num_words, dtype=np.int32))
+    except (GrammarError, ValueError, RecursionError, MemoryError) as error:
+        return Answer(error=str(error) or type(error).__name__)
+    return Answer(grammar=grammar)
+
+
+def main() -> None:
+    with contextlib.suppress(ValueError, OSError):  # a lower limit is already set
+        resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    compiler = byte_compiler()
+    while (body := read_frame(sys.stdin.buffer)) is not None:
+        ask = msgspec.msgpack.decode(body, type=Ask)
+        write_frame(sys.stdout.buffer, compiled(compiler, ask))
+
+
+if __name__ == "__main__":
+    main()
