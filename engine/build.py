@@ -3,12 +3,14 @@
 import logging
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from engine.client import EngineInfo
 from engine.config import EngineConfig, ModelConfig
+from engine.grammar import GrammarCompiler, GrammarRows, Vocabulary
 from engine.host_memory import available_bytes
 from engine.memory_plan import plan_memory
 from engine.model.weights import load_model, resolve_dtype
@@ -35,7 +37,9 @@ def build(config: EngineConfig) -> Built:
     model_dir = Path(config.model_dir)
     model_config = ModelConfig.from_dir(model_dir)
     dtype = resolve_dtype(config.dtype, model_config)
-    loaded = load_model(model_dir, model_config, config.dtype)
+    with ThreadPoolExecutor(1) as beside:  # a quarter of a million tokens take a second to read
+        vocabulary = beside.submit(_read_vocabulary, config, model_config)
+        loaded = load_model(model_dir, model_config, config.dtype)
     memory = plan_memory(
         model_config, config, dtype_bytes=dtype.itemsize, available_bytes=available_bytes()
     )
@@ -45,6 +49,7 @@ def build(config: EngineConfig) -> Built:
         caches,
         num_slots=memory.num_slots + 1,
         num_real_tokens=min(config.num_real_tokens, model_config.vocab_size),
+        grammars=_make_grammars(vocabulary.result(), num_slots=memory.num_slots + 1),
     )
     return Built(
         runner=runner,
@@ -68,3 +73,17 @@ def build(config: EngineConfig) -> Built:
             warnings=memory.warnings,
         ),
     )
+
+
+def _read_vocabulary(config: EngineConfig, model_config: ModelConfig) -> Vocabulary | None:
+    if not config.eos_token_ids:
+        return None
+    return Vocabulary.from_dir(
+        Path(config.model_dir), num_rows=model_config.vocab_size, eos_ids=config.eos_token_ids
+    )
+
+
+def _make_grammars(vocabulary: Vocabulary | None, *, num_slots: int) -> GrammarRows | None:
+    if vocabulary is None:
+        return None
+    return GrammarRows(GrammarCompiler(vocabulary), num_slots=num_slots)

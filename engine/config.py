@@ -209,6 +209,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     model_dir: str
     num_real_tokens: int  # ids from here on are padding rows of the embedding: never sampled
+    eos_token_ids: tuple[int, ...] = ()  # ends of an answer; without them no grammars
     dtype: str = "auto"  # "auto": the checkpoint's
     max_model_len: int | None = None  # None: what the model was made for, clamped to what fits
     max_num_seqs: int | None = None  # running at once; None: by the device

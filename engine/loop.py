@@ -122,6 +122,9 @@ class EngineLoop:
         self._step_tokens.append(plan.num_tokens)
         self._step_s.append(now - self._step_began)
         self._step_began = now
+        for request_id in result.failed:
+            self._forget(request_id)
+            self._send_failure(request_id, RequestFailed("the grammar could not be followed"))
         deltas = self._scheduler.commit(plan, result)
         if deltas:
             self._mailbox.send(Deltas(tuple(self._with_queue_time(delta) for delta in deltas)))

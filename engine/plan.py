@@ -68,3 +68,5 @@ class StepResult:
     # For each slice with `scores_prompt`, in order: the logprobs of
     # ids[start + 1 : start + num_tokens + 1], as far as these are prompt tokens.
     prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
+    # Requests that cannot go on, because their grammar ran into a limit; their tokens mean nothing.
+    failed: tuple[str, ...] = ()

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
+from engine.grammar.spec import GrammarSpec
+
 
 class FinishReason(StrEnum):
     STOP = "stop"  # the last token is one of `stop_token_ids`
@@ -19,8 +21,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     Order of operations on a row of fp32 logits: ids at or above the engine's `num_real_tokens` are
     banned; the log-softmax of that is what `num_logprobs` reports; then the penalties (repetition,
-    presence and frequency, DRY), then `logit_bias`, `allowed_token_ids`, `bad_words`, (before
-    `min_tokens`) the ban of `stop_token_ids` and the end of a spent `thinking_budget`; then
+    presence and frequency, DRY), then `grammar`, `logit_bias`, `allowed_token_ids`, `bad_words`,
+    (before `min_tokens`) the ban of `stop_token_ids` and the end of a spent `thinking_budget`; then
     temperature, then top_k, top_p, min_p and XTC, each on what the one before left. Temperature 0
     is the argmax before temperature.
     """
@@ -51,6 +53,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     # generated, against every other wish. None: never.
     thinking_budget: int | None = None
     thinking_end_ids: tuple[int, ...] = ()
+    grammar: GrammarSpec | None = None  # what the output has to look like
     num_logprobs: int | None = None  # None: none; 0: the sampled token's; k: the top k besides
     num_prompt_logprobs: int | None = None  # the same, of every prompt token
 

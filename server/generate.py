@@ -56,6 +56,7 @@ class ChoiceText:
         self._wants_tokens = generation.sampling.num_logprobs is not None
         rule = generation.repetition
         self._loops = LoopDetector(rule) if rule is not None else None
+        self._has_looped = False
         self._ids: list[int] | None = [] if keeps_ids else None
         self._pending: list[TokenInText] = []  # whose text is not out yet
         self._num_chars_read = 0
@@ -101,7 +102,7 @@ class ChoiceText:
     @property
     def is_cut(self) -> bool:
         """The output ended where the model would have gone on."""
-        return self.finish is FinishReason.LENGTH or self.stop_reason is REPETITION
+        return self.finish is FinishReason.LENGTH or self._has_looped
 
     def _count(self, token_id: int) -> None:
         self.num_tokens += 1
@@ -128,6 +129,7 @@ class ChoiceText:
     def _end_in_loop(self) -> Piece:
         text = self._flush()
         if self.finish is None:
+            self._has_looped = True
             self.finish = FinishReason.STOP
             self.stop_reason = REPETITION
         return self._piece(text, is_token=False)

@@ -39,6 +39,8 @@ class GrammarCompiler:
         self._number_tokens = NumberTokens(vocabulary)
         real = np.array([bool(text) for text in vocabulary.token_bytes], dtype=np.bool_)
         self._free = packed(real, num_words=vocabulary.num_words)
+        real[list(vocabulary.eos_ids)] = True
+        self._usable = packed(real, num_words=vocabulary.num_words)
 
     def matcher(self, spec: GrammarSpec, output_ids: tuple[int, ...] = ()) -> Matcher:
         """A matcher that has seen `output_ids`. Raises `GrammarError`."""
@@ -46,6 +48,7 @@ class GrammarCompiler:
             self._compile(spec.grammar).deep_copy(),
             self.vocabulary,
             spec,
+            usable=self._usable,
             waiting_mask=self._waiting_mask(spec),
             numbers=NumberBound(self._number_tokens) if spec.bounds_numbers else None,
         )

@@ -27,13 +27,18 @@ class Matcher:
         vocabulary: Vocabulary,
         spec: GrammarSpec,
         *,
+        usable: Mask,
         waiting_mask: Mask | None,
         numbers: NumberBound | None,
     ) -> None:
-        """`waiting_mask` is what is allowed before `spec.after_token_id`."""
+        """`waiting_mask` is what is allowed before `spec.after_token_id`.
+
+        No id outside `usable` is ever allowed: a client's grammar can name any id of the engine.
+        """
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._after_token_id = spec.after_token_id
+        self._usable = usable
         self._waiting_mask = waiting_mask
         self._ended = False  # by an end token
         self._numbers = numbers
@@ -41,7 +46,7 @@ class Matcher:
     @property
     def is_finished(self) -> bool:
         """Whether nothing but an end token may follow."""
-        if self._waiting_mask is not None:
+        if self._waiting_mask is not None or self._matcher.is_error():
             return False
         return self._ended or self._matcher.is_stopped()
 
@@ -70,7 +75,7 @@ class Matcher:
         if self._waiting_mask is not None:
             mask_row[:] = self._waiting_mask
             return
-        if self.is_finished and not self._matcher.is_error():
+        if self._ended:
             mask_row[:] = 0
             for token_id in self._vocabulary.eos_ids:
                 allow(mask_row, token_id)
@@ -78,6 +83,7 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(mask_row.ctypes.data, mask_row.nbytes)
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error())
+        mask_row &= self._usable
         if not mask_row.any():
             raise GrammarError("the grammar allows nothing to follow")
         if self._numbers is not None:

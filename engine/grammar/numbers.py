@@ -58,14 +58,10 @@ class NumberBound:
         if is_allowed(mask, tokens.letter_id):
             return
         allowed_N = tokens.id_N[np.flatnonzero(mask[tokens.word_N] & tokens.bit_N)]
-        banned = [i for i in allowed_N.tolist() if not self._fits(i)]
-        if not banned:
-            return
-        before = mask.copy()
-        for token_id in banned:
-            forbid(mask, token_id)
-        if not mask.any():
-            mask[:] = before
+        ids = allowed_N.tolist()
+        if not _forbid_some(mask, [i for i in ids if not self._fits(i)]):
+            # Too long, and not complete: a bound may want one digit that is not 0 (`-0.000`).
+            _forbid_some(mask, [i for i in ids if tokens.token_bytes[i][:1] == b"0"])
 
     def _fits(self, token_id: int) -> bool:
         text = self._number
@@ -81,3 +77,14 @@ class NumberBound:
             return math.isfinite(float(text))
         except ValueError:  # not complete yet: `1e-`
             return True
+
+
+def _forbid_some(mask: Mask, token_ids: list[int]) -> bool:
+    """Forbid these ids. False: that would have left nothing, and nothing is forbidden."""
+    before = mask.copy()
+    for token_id in token_ids:
+        forbid(mask, token_id)
+    if mask.any():
+        return True
+    mask[:] = before
+    return False

@@ -7,8 +7,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """A grammar over the text of an answer, and where in the answer it begins.
 
     `grammar` is in llguidance's notation: Lark text, or a JSON object `{"grammars": [...]}`. It
-    describes text, so it names no token ids: a tag is allowed as its one token and letter by letter
-    alike, as the parsers of the answer read text too.
+    describes text, as the parsers of the answer read text: a tag is matched by its one token and by
+    its letters alike. Where only one text can follow, only its own tokens are allowed.
 
     Before `after_token_id` was generated nothing is constrained but what would lead past it: the
     ids that end an answer and those in `banned_before` are banned.

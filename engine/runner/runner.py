@@ -17,12 +17,13 @@ from typing import Protocol
 
 import torch
 
+from engine.grammar import GrammarError, GrammarRows
 from engine.model.inputs import Caches, StepInputs
-from engine.plan import Slice, StepPlan, StepResult
+from engine.plan import Admit, Slice, StepPlan, StepResult
 from engine.request import TokenLogprobs
 from engine.runner.batch import BatchBuilder
 from engine.runner.rows import Rows
-from engine.runner.sampler import sample, score
+from engine.runner.sampler import Masks, sample, score
 
 LOGITS_ROWS = 64
 
@@ -39,12 +40,22 @@ class Model(Protocol):
 
 class Runner:
     def __init__(
-        self, model: Model, caches: Caches, *, num_slots: int, num_real_tokens: int
+        self,
+        model: Model,
+        caches: Caches,
+        *,
+        num_slots: int,
+        num_real_tokens: int,
+        grammars: GrammarRows | None = None,
     ) -> None:
-        """`num_slots` counts the scratch slot; ids from `num_real_tokens` on are never sampled."""
+        """`num_slots` counts the scratch slot; ids from `num_real_tokens` on are never sampled.
+
+        Without `grammars`, no request may have one.
+        """
         self._model = model
         self._caches = caches
         self._rows = Rows(num_slots=num_slots, num_real_tokens=num_real_tokens)
+        self._grammars = grammars
         self._batches = BatchBuilder(self._rows, num_slots=num_slots)
         self._thread = ThreadPoolExecutor(
             max_workers=1,
@@ -61,6 +72,8 @@ class Runner:
     def stop(self) -> None:
         """Drop the steps that have not begun, and wait for the one that has."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+        if self._grammars is not None:
+            self._grammars.close()
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
@@ -69,6 +82,7 @@ class Runner:
             self._batches.forget(admit.slot)
         for admit in plan.admits:
             self._rows.admit(admit)
+            self._admit_grammar(admit)
         if not plan.slices:
             return StepResult(token_ids=(), logprobs=())
         hidden_TD = self._model.forward(self._batches.build(plan), self._caches)
@@ -83,20 +97,48 @@ class Runner:
         sampled = [(part, row) for part, row in sampled if part.samples]
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
+        failed: list[str] = []
         for i in range(0, len(sampled), LOGITS_ROWS):
-            tokens, entries = self._sample(hidden_TD, sampled[i : i + LOGITS_ROWS])
+            tokens, entries = self._sample(hidden_TD, sampled[i : i + LOGITS_ROWS], failed)
             token_ids += tokens
             logprobs += entries
-        return StepResult(tuple(token_ids), tuple(logprobs), tuple(scored))
+        return StepResult(tuple(token_ids), tuple(logprobs), tuple(scored), tuple(failed))
+
+    def _admit_grammar(self, admit: Admit) -> None:
+        if self._grammars is None:
+            assert admit.sampling.grammar is None, "this runner has no grammars"
+            return
+        output_ids = admit.ids[admit.num_prompt_tokens :]
+        self._grammars.admit(admit.slot, admit.sampling.grammar, output_ids)
 
     def _sample(
-        self, hidden_TD: torch.Tensor, sampled: Sequence[tuple[Slice, int]]
+        self, hidden_TD: torch.Tensor, sampled: Sequence[tuple[Slice, int]], failed: list[str]
     ) -> tuple[list[int], list[TokenLogprobs | None]]:
-        """Draw one token for each (slice, its last row)."""
+        """Draw one token for each (slice, its last row). Adds to `failed` who cannot go on."""
         hidden_RD = hidden_TD[torch.tensor([row for _, row in sampled], device=hidden_TD.device)]
         slots = [part.slot for part, _ in sampled]
         positions = [part.start + part.num_tokens for part, _ in sampled]
-        return sample(self._rows, self._model.logits(hidden_RD), slots, positions)
+        logits_RV = self._model.logits(hidden_RD)
+        masks = self._masks([part for part, _ in sampled], failed)
+        tokens, entries = sample(self._rows, logits_RV, slots, positions, masks)
+        if self._grammars is not None:
+            for slot, token_id in zip(slots, tokens, strict=True):
+                self._grammars.advance(slot, token_id)
+        return tokens, entries
+
+    def _masks(self, parts: Sequence[Slice], failed: list[str]) -> Masks:
+        """Grammar masks by row: they were computed while the model ran."""
+        masks: Masks = {}
+        if self._grammars is not None:
+            for row, part in enumerate(parts):
+                try:
+                    mask = self._grammars.mask(part.slot)
+                except GrammarError:
+                    failed.append(part.request_id)
+                    continue
+                if mask is not None:
+                    masks[row] = mask
+        return masks
 
     def _score_prompt(self, part: Slice, hidden_TD: torch.Tensor) -> tuple[TokenLogprobs, ...]:
         """Logprobs of the tokens that follow the slice's own, as far as the prompt goes."""

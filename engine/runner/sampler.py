@@ -1,18 +1,20 @@
 """From a step's logits to its tokens, in the order that `SamplingParams` states.
 
 Stages that no row of the batch needs are skipped, and a stage that some rows need sees only those.
-Constraints come in this order, and one that would leave a row with nothing to draw is not applied
-to that row: `allowed_token_ids`, a bias of -100, `bad_words`, the stop ids before `min_tokens`, and
-last a bias of 100, which leaves nothing but the tokens that have it. A spent thinking budget beats
-them all.
+A grammar's mask comes first and is never given up. Other constraints come in this order, and one
+that would leave a row with nothing to draw is not applied to that row: `allowed_token_ids`, a bias
+of -100, `bad_words`, the stop ids before `min_tokens`, and last a bias of 100, which leaves nothing
+but the tokens that have it. A spent thinking budget beats them all.
 
 Letters: R rows, V vocabulary (`num_real_tokens` wide), N (row, id) pairs.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 
+from engine.grammar.bits import Mask
 from engine.request import TokenLogprobs
 from engine.runner.rows import (
     FREQUENCY,
@@ -41,6 +43,7 @@ from kernels.sampling import (
     top,
     uniform,
 )
+from kernels.sampling.bitmask import keep_only_set_bits
 from kernels.sampling.xtc import OFF
 
 IMPOSSIBLE = -9999.0  # the log-probability of what cannot be, as OpenAI writes it: JSON has no -inf
@@ -49,11 +52,17 @@ CHUNK_LOGITS = 1 << 18  # 1 MiB of fp32
 
 XTC_STREAM = 1  # of random numbers; the draw's is 0
 
+Masks = dict[int, Mask]  # by row: what a grammar allows
+
 Constraint = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
 def sample(
-    rows: Rows, logits_RV: torch.Tensor, slots: list[int], positions: list[int]
+    rows: Rows,
+    logits_RV: torch.Tensor,
+    slots: list[int],
+    positions: list[int],
+    masks: Masks | None = None,
 ) -> tuple[list[int], list[TokenLogprobs | None]]:
     """Draw the token at each row's position and record it in `rows`. Overwrites the logits.
 
@@ -84,6 +93,8 @@ def sample(
         for r, row in enumerate(part):
             if row.dry is not None:
                 row.dry.penalise(part_RV[r])
+        if masks:
+            _apply_masks(part_RV, masks, first=chunk.start)
         _constrain(part_RV, part, positions[chunk])
         token_R = _draw(part_RV, part, params[chunk] if params else None)
         tokens.append(token_R)
@@ -163,6 +174,15 @@ def _penalise(
             part_RV, count_RV, number_RF[:, PRESENCE], number_RF[:, FREQUENCY]
         )
     logits_RV[penalised] = part_RV
+
+
+def _apply_masks(logits_RV: torch.Tensor, masks: Masks, *, first: int) -> None:
+    """Ban what the grammars of these rows, of which the first is row `first`, do not allow."""
+    own = [row for row in range(first, first + len(logits_RV)) if row in masks]
+    if own:
+        mask_QW = torch.from_numpy(np.stack([masks[row] for row in own])).to(logits_RV.device)
+        row_Q = torch.tensor([row - first for row in own], device=logits_RV.device)
+        keep_only_set_bits(logits_RV, row_Q, mask_QW)
 
 
 def _constrain(logits_RV: torch.Tensor, facts: list[Row], positions: list[int]) -> None:

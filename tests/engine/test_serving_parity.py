@@ -145,3 +145,39 @@ def test_prompt_logprobs_do_not_depend_on_chunking(model: Model) -> None:
         assert len(one.prompt_logprobs) == len(request.prompt_ids)
         assert one.prompt_logprobs[0] is None
         assert one.prompt_logprobs == other.prompt_logprobs
+
+
+@pytest.mark.parametrize("served", [staggered, chunked, alone, preempted])
+def test_dry_xtc_and_thinking_budgets_do_not_depend_on_the_batch(
+    model: Model, served: ServedAs
+) -> None:
+    end_id = 17
+    requests = [
+        msgspec.structs.replace(
+            request,
+            sampling=SamplingParams(
+                max_tokens=NUM_OUTPUT,
+                seed=i,
+                temperature=0.8,
+                top_p=(1.0, 0.9)[i % 2],
+                top_k=(0, 0, 30)[i % 3],
+                dry_multiplier=(0.0, 3.0)[i % 2],
+                dry_allowed_length=1,
+                dry_last_n=(-1, 50)[i // 2 % 2],
+                dry_breaker_ids=(5, 6),
+                dry_breakers=((7, 8), (9, 10, 11)),
+                xtc_probability=(0.5, 0.0, 1.0)[i % 3],
+                xtc_threshold=0.02,
+                thinking_budget=4 * i + 1,
+                thinking_end_ids=(end_id,),
+            ),
+        )
+        for i, request in enumerate(model.requests)
+    ]
+    expected = together(model.runner, requests)
+    found = served(model.runner, requests)
+    for i, request in enumerate(requests):
+        ids = found.ids(request.id)
+        assert ids == expected.ids(request.id)
+        assert end_id in ids[: 4 * i + 2]
+        assert ids[4 * i + 1] == end_id or end_id in ids[: 4 * i + 1]

@@ -1,6 +1,7 @@
 """A model that writes nonsense: a small byte-level vocabulary and random walks through grammars."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,10 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+class NoEnd(AssertionError):
+    pass
+
+
 class Babbler:
     """Samples answers uniformly from what a grammar allows."""
 
@@ -82,9 +87,15 @@ class Babbler:
         return self.eos_ids[0] in self.allowed(matcher)
 
     def answer(
-        self, spec: GrammarSpec, rng: random.Random, *, free_tokens: int, max_tokens: int = 5000
+        self,
+        spec: GrammarSpec,
+        rng: random.Random,
+        *,
+        free_tokens: int,
+        max_tokens: int = 5000,
+        chars: str = "",
     ) -> str:
-        """A random answer. After `free_tokens` it ends what is open as soon as it can."""
+        """A random answer. After `free_tokens` it writes `chars`, or tends to end what is open."""
         matcher = self.compiler.matcher(spec)
         text = bytearray()
         for index in range(max_tokens):
@@ -96,13 +107,35 @@ class Babbler:
                 assert set(self.allowed(matcher)) == set(self.eos_ids)
                 return text.decode("utf-8")
             token_id = rng.choice(allowed)
-            if index >= free_tokens:
+            if index == free_tokens and spec.after_token_id in allowed:
+                token_id = spec.after_token_id
+            elif index >= free_tokens and chars:
+                token_id = self._one_of(chars, allowed, rng) or token_id
+            elif index >= free_tokens and rng.random() < 0.5:
                 token_id = self._closing(allowed, bytes(text), token_id)
             if token_id in self.eos_ids:
                 return text.decode("utf-8")
             assert matcher.accept(token_id)
             text += self.vocabulary.token_bytes[token_id]
-        raise AssertionError(f"no end within {max_tokens} tokens: ...{bytes(text[-200:])!r}")
+        raise NoEnd(f"no end within {max_tokens} tokens: ...{bytes(text[-200:])!r}")
+
+    def stubborn(self, spec: GrammarSpec, pick: Callable[[list[int]], int]) -> str:
+        """The answer of a model that goes on as long as it can."""
+        matcher = self.compiler.matcher(spec)
+        text = bytearray()
+        for _ in range(5000):
+            going_on = [i for i in self.allowed(matcher) if i not in self.eos_ids]
+            if not going_on:
+                return text.decode("utf-8")
+            token_id = pick(going_on)
+            assert matcher.accept(token_id)
+            text += self.vocabulary.token_bytes[token_id]
+        raise NoEnd(f"no end: ...{bytes(text[-200:])!r}")
+
+    def _one_of(self, chars: str, allowed: list[int], rng: random.Random) -> int | None:
+        wanted = set(map(str.encode, chars))
+        found = [i for i in allowed if self.vocabulary.token_bytes[i] in wanted]
+        return rng.choice(found) if found else None
 
     def _closing(self, allowed: list[int], text: bytes, fallback: int) -> int:
         """The byte that goes on with a closer, or begins one; else anything."""
