@@ -29,6 +29,8 @@ from server.arguments import (
 )
 from server.bench.run import run_bench
 from server.checkpoint_text import read_checkpoint_text
+from server.constraints import ConstraintReader
+from server.constraints_checker import GrammarChecker
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
@@ -73,6 +75,7 @@ def _serve(arguments: ServeArguments) -> int:
     model_dir = _locate(arguments.model)
     model_config = ModelConfig.from_dir(model_dir)
     text = read_checkpoint_text(model_dir)
+    checker = GrammarChecker()
     served_names = arguments.served_model_names or (arguments.model.model or DEMO_NAME,)
     validator = Validator(
         text.tokenizer,
@@ -82,6 +85,7 @@ def _serve(arguments: ServeArguments) -> int:
         served_names=served_names,
         max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
         seed=arguments.seed,
+        constraints=ConstraintReader(checker),
     )
 
     def on_stats(stats: EngineStats) -> None:
@@ -95,6 +99,7 @@ def _serve(arguments: ServeArguments) -> int:
             _engine_config(
                 arguments.model, model_dir, num_real_tokens=text.tokenizer.num_real_tokens
             ),
+            eos_token_ids=tuple(sorted(validator.eos_ids)),
             max_waiting=arguments.queue_size,
             queue_timeout_s=arguments.queue_timeout_s,
         ),
@@ -119,16 +124,21 @@ def _serve(arguments: ServeArguments) -> int:
     )
 
     async def start() -> None:
+        checker.start()
         info = await engine.start()
         validator.max_model_len = info.max_model_len
         _say_what_runs(info)
+
+    async def stop() -> None:
+        await engine.stop()
+        checker.close()
 
     return asyncio.run(
         serve(
             app,
             lifecycle=lifecycle,
             start=start,
-            stop=engine.stop,
+            stop=stop,
             host=arguments.host,
             port=arguments.port,
             uds=arguments.uds,

@@ -209,15 +209,16 @@ class SamplingFields(WireModel):
     stream: bool = False
     stream_options: StreamOptionsFields | None = None
 
-    response_format: Unsupported = None
-    structured_outputs: Unsupported = None
-    guided_json: Unsupported = None
-    guided_regex: Unsupported = None
-    guided_choice: Unsupported = None
-    guided_grammar: Unsupported = None
-    regex: Unsupported = None
-    ebnf: Unsupported = None
-    json_schema: Unsupported = None
+    # What the answer has to look like: `constraints` knows which values.
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    regex: Any = None
+    ebnf: Any = None
+    json_schema: Any = None
     thinking_token_budget: Unsupported = None
     prompt_embeds: Unsupported = None
     use_beam_search: Unsupported = None

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from engine import ModelConfig, SamplingParams
+from engine import GrammarSpec, ModelConfig, SamplingParams
 from server.checkpoint_text import GenerationDefaults
+from server.constraints import FIELDS, ConstraintReader
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
 from server.protocol import (
@@ -49,12 +50,14 @@ class Validator:
         served_names: tuple[str, ...],
         max_model_len: int,
         seed: int | None = None,
+        constraints: ConstraintReader,
     ) -> None:
         """`seed` starts the seeds of requests that name none; None draws them from chance."""
         self.max_model_len = max_model_len
         self._tokenizer = tokenizer
         self._template = template
         self._served_names = served_names
+        self._constraints = constraints
         ends = {*generation_defaults.eos_ids, *model_config.eos_token_id, *tokenizer.eos_ids}
         self._rules = SamplingRules(
             tokenizer=tokenizer,
@@ -64,6 +67,11 @@ class Validator:
             seeds=random.SystemRandom() if seed is None else random.Random(seed),
             eos_ids=frozenset(i for i in ends if 0 <= i < model_config.vocab_size),
         )
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The ids that end an answer, from wherever the checkpoint names them."""
+        return self._rules.eos_ids
 
     def chat(self, request: ChatCompletionRequest) -> ValidChat:
         return self._chat(request)[0]
@@ -86,7 +94,7 @@ class Validator:
         """A valid request, and its prompt as the template rendered it."""
         self._check_model(request.model)
         refuse_unsupported(request)
-        check_tools(request.tools, refuse_strict=True)
+        check_tools(request.tools)
         tools = active_tools(request)
         stream = _stream_options(request)
         num_logprobs = _chat_logprobs(request)
@@ -116,6 +124,7 @@ class Validator:
                     thinking_budget=request.thinking_token_budget,
                     thinking_end_ids=end_ids,
                 )
+        sampling = msgspec.structs.replace(sampling, grammar=self._grammar(request, thinking))
         valid = ValidChat(
             generation=self._generation(request, ids, sampling),
             stream=stream,
@@ -146,6 +155,7 @@ class Validator:
             num_logprobs=request.logprobs,
             num_prompt_logprobs=max((k for k in scored if k is not None), default=None),
         )
+        sampling = msgspec.structs.replace(sampling, grammar=self._grammar(request, False))
         generations: list[Generation] = []
         texts: list[str] = []
         for given in request.prompt:
@@ -176,7 +186,7 @@ class Validator:
         if (request.prompt is None) == (request.messages is None):
             raise BadRequest("exactly one of prompt and messages is required", param="prompt")
         if request.messages is not None:
-            check_tools(request.tools, refuse_strict=False)
+            check_tools(request.tools)
             text = self._render(request, request.messages, window)
             ids = self._tokenized(text, specials is True, "messages", window)
         else:
@@ -272,6 +282,22 @@ class Validator:
             priority=request.priority,
             repetition=self._rules.repetition(request),
         )
+
+    def _grammar(
+        self, request: ChatCompletionRequest | CompletionRequest, thinking: bool
+    ) -> GrammarSpec | None:
+        """What the answer has to look like; None: anything."""
+        fields = {name: getattr(request, name, None) for name in FIELDS}
+        close_id = self._tokenizer.id_of(THINK_CLOSE) if thinking else None
+        spec = self._constraints.read(
+            fields, after_token_id=close_id, call_token_id=self._tokenizer.id_of(CALL_OPEN)
+        )
+        if spec is not None and thinking and close_id is None:
+            raise BadRequest(
+                f"with thinking on, this needs a model with a {THINK_CLOSE} token",
+                param="chat_template_kwargs",
+            )
+        return spec
 
     def _thinking_ends(self, *, has_tools: bool) -> tuple[int, ...]:
         """The tokens that end thinking, `</think>` first: a call inside it ends it, too."""

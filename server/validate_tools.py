@@ -1,4 +1,4 @@
-"""Declared tools and `tool_choice`: what may be declared, and what can be served."""
+"""Declared tools and `tool_choice`: their shapes. What they demand of the answer: `constraints`."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from server.protocol import ChatCompletionRequest
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def check_tools(tools: Sequence[dict[str, Any]] | None, *, refuse_strict: bool) -> None:
-    """Check each tool's shape; `strict` schemas bind sampling, so only generation refuses them."""
+def check_tools(tools: Sequence[dict[str, Any]] | None) -> None:
+    """Check each tool's shape."""
     for index, tool in enumerate(tools or ()):
         path = f"tools.{index}"
         if tool.get("type") != "function":
@@ -19,10 +19,10 @@ def check_tools(tools: Sequence[dict[str, Any]] | None, *, refuse_strict: bool) 
         function = tool.get("function")
         if not isinstance(function, dict):
             raise BadRequest(f"{path}.function must be an object", param=f"{path}.function")
-        _check_function(cast(dict[str, Any], function), f"{path}.function", refuse_strict)
+        _check_function(cast(dict[str, Any], function), f"{path}.function")
 
 
-def _check_function(function: dict[str, Any], path: str, refuse_strict: bool) -> None:
+def _check_function(function: dict[str, Any], path: str) -> None:
     name = function.get("name")
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
         raise BadRequest(
@@ -36,8 +36,6 @@ def _check_function(function: dict[str, Any], path: str, refuse_strict: bool) ->
     strict = function.get("strict")
     if not isinstance(strict, bool | None):
         raise BadRequest(f"{path}.strict must be true or false", param=f"{path}.strict")
-    if strict and refuse_strict:
-        raise BadRequest(f"{path}.strict: true is not supported yet", param=f"{path}.strict")
 
 
 def active_tools(request: ChatCompletionRequest) -> tuple[dict[str, Any], ...] | None:
@@ -47,12 +45,10 @@ def active_tools(request: ChatCompletionRequest) -> tuple[dict[str, Any], ...] |
         if choice is not None:
             raise BadRequest("tool_choice is only allowed with tools", param="tool_choice")
         return None
-    if choice is None or choice == "auto":
+    if choice is None or choice in ("auto", "required"):
         return tuple(request.tools)
     if choice == "none":
         return None
-    if choice == "required":
-        raise BadRequest('tool_choice "required" is not supported yet', param="tool_choice")
     if isinstance(choice, dict) and cast(dict[str, Any], choice).get("type") == "function":
         function = cast(dict[str, Any], choice).get("function")
         name = cast(dict[str, Any], function).get("name") if isinstance(function, dict) else None
@@ -61,7 +57,7 @@ def active_tools(request: ChatCompletionRequest) -> tuple[dict[str, Any], ...] |
                 "tool_choice.function.name must name a declared tool",
                 param="tool_choice.function.name",
             )
-        raise BadRequest("tool_choice of one function is not supported yet", param="tool_choice")
+        return tuple(request.tools)
     raise BadRequest(
         'tool_choice must be "auto", "none", "required" or an object that names a function',
         param="tool_choice",

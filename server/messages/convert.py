@@ -29,7 +29,6 @@ from server.messages.protocol import (
 from server.protocol import ChatCompletionRequest, TokenizeRequest, parse_wire
 from server.valid import ValidChat
 from server.validate import Validator
-from server.validate_unsupported import NOT_YET
 
 BUDGET_FIELD = "thinking_token_budget"
 
@@ -88,8 +87,8 @@ def chat_request(request: MessagesRequest, chat: Chat) -> ChatCompletionRequest:
         fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
     if thinking is not None:
         fields["include_reasoning"] = thinking.display != "omitted"
-        if thinking.type == "enabled" and BUDGET_FIELD not in NOT_YET:
-            fields[BUDGET_FIELD] = thinking.budget_tokens
+        if thinking.type == "enabled":
+            fields["thinking_token_budget"] = thinking.budget_tokens
     if config is not None and config.format is not None:
         schema = {"name": "output", "schema": config.format.schema_}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}

@@ -1,6 +1,6 @@
 """Grammar engines on a real vocabulary: set-up, compiling, masks per token, coverage.
 
-    python -m tests.benchmarks.grammar tokenizer.json [--rows N] [--engine llguidance|xgrammar]
+python -m tests.benchmarks.grammar tokenizer.json [--rows N] [--engine llguidance|xgrammar]
 """
 
 import argparse

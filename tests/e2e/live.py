@@ -30,9 +30,14 @@ class LiveServer:
 
     @property
     def engine_pid(self) -> int:
-        """The one child of the server process that is alive."""
+        """The one child of the server process that is an engine and alive."""
         task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        alive = [int(pid) for pid in task.read_text().split() if not has_ended(int(pid))]
+        alive = [
+            int(pid)
+            for pid in task.read_text().split()
+            if b"engine.build" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            and not has_ended(int(pid))
+        ]
         assert len(alive) == 1, alive
         return alive[0]
 

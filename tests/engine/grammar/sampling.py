@@ -79,11 +79,16 @@ class Babbler:
         return allowed_ids(mask)
 
     def accepts(self, spec: GrammarSpec, text: str) -> bool:
-        """Whether the text, in the model's tokens, is a whole answer."""
+        """Whether the text is a whole answer, in the longest tokens that are allowed."""
         matcher = self.compiler.matcher(spec)
-        for token_id in self.encode(text):
-            if token_id not in self.allowed(matcher) or not matcher.accept(token_id):
+        rest = text.encode()
+        while rest:
+            by_text = {self.vocabulary.token_bytes[i]: i for i in self.allowed(matcher)}
+            found = max((t for t in by_text if t and rest.startswith(t)), key=len, default=None)
+            if found is None:
                 return False
+            assert matcher.accept(by_text[found])
+            rest = rest[len(found) :]
         return self.eos_ids[0] in self.allowed(matcher)
 
     def answer(

@@ -6,6 +6,7 @@ import pytest
 
 from engine import ModelConfig
 from server.checkpoint_text import CheckpointText, read_checkpoint_text
+from server.constraints import ConstraintReader
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer, build_server
@@ -33,7 +34,7 @@ def tokenizer(checkpoint: CheckpointText) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def validator(checkpoint: CheckpointText) -> Validator:
+def validator(checkpoint: CheckpointText, reader: ConstraintReader) -> Validator:
     model_config = ModelConfig.from_dict(
         {
             "architectures": ["Qwen3_5ForCausalLM"],
@@ -60,6 +61,7 @@ def validator(checkpoint: CheckpointText) -> Validator:
         checkpoint.defaults,
         served_names=("tiny", "alias"),
         max_model_len=WINDOW,
+        constraints=reader,
     )
 
 

@@ -14,7 +14,6 @@ from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.protocol import ChatCompletionRequest, parse_wire
 from server.tokenizer import Tokenizer
 from server.validate import Validator
-from server.validate_unsupported import NOT_YET
 from tests.fakes import FakeServer
 from tests.server.messages.asking import COUNT, MESSAGES, WEATHER, message, script
 
@@ -306,11 +305,11 @@ def test_forced_calls_are_forced_in_the_chat(
     assert chat.parallel_tool_calls is parallel
 
 
-def test_a_budget_binds_when_the_validator_takes_one() -> None:
+def test_a_budget_binds() -> None:
     body = message(thinking={"type": "enabled", "budget_tokens": 1024})
     request = parse_wire(MessagesRequest, body)
     found = chat_request(request, chat_of(request)).thinking_token_budget
-    assert found == (None if "thinking_token_budget" in NOT_YET else 1024)
+    assert found == 1024
 
 
 def test_an_output_schema_becomes_a_response_format() -> None:

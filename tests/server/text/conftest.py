@@ -4,6 +4,7 @@ import pytest
 
 from engine import ModelConfig
 from server.checkpoint_text import CheckpointText, read_checkpoint_text
+from server.constraints import ConstraintReader
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.server.text.tiny_tokenizer import build_tiny_tokenizer
@@ -53,7 +54,9 @@ def model_config() -> ModelConfig:
 
 
 @pytest.fixture
-def validator(tiny: CheckpointText, model_config: ModelConfig) -> Validator:
+def validator(
+    tiny: CheckpointText, model_config: ModelConfig, reader: ConstraintReader
+) -> Validator:
     return Validator(
         tiny.tokenizer,
         tiny.template,
@@ -61,4 +64,5 @@ def validator(tiny: CheckpointText, model_config: ModelConfig) -> Validator:
         tiny.defaults,
         served_names=("tiny", "alias"),
         max_model_len=WINDOW,
+        constraints=reader,
     )

@@ -2,8 +2,10 @@ from typing import Any
 
 import pytest
 
-from engine import ModelConfig
+from engine import GrammarSpec, ModelConfig
 from server.checkpoint_text import CheckpointText
+from server.constraints import ConstraintReader
+from server.constraints_checker import GrammarChecker
 from server.errors import BadRequest
 from server.protocol import ChatCompletionRequest, parse_wire
 from server.valid import StreamOptions, ValidChat
@@ -119,6 +121,7 @@ def test_reasoning_effort_reaches_a_template_that_uses_it(
         tiny.defaults,
         served_names=("m",),
         max_model_len=WINDOW,
+        constraints=ConstraintReader(GrammarChecker()),  # no worker starts before it is asked
     )
     assert prompt_of(validator, tiny, reasoning_effort="high") == "effort high"
     assert prompt_of(validator, tiny, reasoning_effort="none") == "effort unset"
@@ -162,6 +165,7 @@ def test_a_model_without_a_template(tiny: CheckpointText, model_config: ModelCon
         tiny.defaults,
         served_names=("m",),
         max_model_len=WINDOW,
+        constraints=ConstraintReader(GrammarChecker()),  # no worker starts before it is asked
     )
     assert "no chat template" in refused(validator).message
 
@@ -196,7 +200,6 @@ def function(**fields: Any) -> dict[str, Any]:
         (function(description=5), "tools.0.function.description"),
         (function(parameters=[]), "tools.0.function.parameters"),
         (function(strict="yes"), "tools.0.function.strict"),
-        (function(strict=True), "tools.0.function.strict"),
     ],
 )
 def test_tool_declarations(validator: Validator, tool: dict[str, Any], param: str):
@@ -213,11 +216,6 @@ def test_tool_names_and_nulls_that_are_fine(validator: Validator):
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ("required", 'tool_choice "required" is not supported yet'),
-        (
-            {"type": "function", "function": {"name": "get_weather"}},
-            "tool_choice of one function is not supported yet",
-        ),
         (
             {"type": "function", "function": {"name": "nobody"}},
             "tool_choice.function.name must name a declared tool",
@@ -263,14 +261,6 @@ def test_stream_options(validator: Validator):
 @pytest.mark.parametrize(
     "field",
     [
-        "structured_outputs",
-        "guided_json",
-        "guided_regex",
-        "guided_choice",
-        "guided_grammar",
-        "regex",
-        "ebnf",
-        "json_schema",
         "prompt_embeds",
         "use_beam_search",
         "logits_processors",
@@ -289,13 +279,37 @@ def test_what_cannot_be_honoured_is_refused(validator: Validator, field: str):
 
 
 def test_response_formats(validator: Validator):
-    chat(validator, response_format={"type": "text"})
-    for kind in ("json_object", "json_schema", "structural_tag"):
-        caught = refused(validator, response_format={"type": kind})
-        assert caught.message == f"response_format {kind} is not supported yet"
-    for value in ({}, {"type": "xml"}, {"type": []}, "text", 5):
-        caught = refused(validator, response_format=value)
-        assert caught.message.startswith("response_format.type must be one of text, json_object")
+    assert grammar_of(validator, response_format={"type": "text"}) is None
+    schema = {"name": "x", "schema": {"type": "integer"}}
+    for value in ({"type": "json_object"}, {"type": "json_schema", "json_schema": schema}):
+        grammar = grammar_of(validator, response_format=value)
+        assert grammar is not None
+        assert grammar.after_token_id is not None  # the prompt ends in an open think block
+        off = {"enable_thinking": False}
+        grammar = grammar_of(validator, response_format=value, chat_template_kwargs=off)
+        assert grammar is not None
+        assert grammar.after_token_id is None
+    for value in ({}, {"type": "xml"}, {"type": []}, {"type": "structural_tag"}, "text", 5):
+        assert refused(validator, response_format=value).param == "response_format"
+
+
+def grammar_of(validator: Validator, **fields: Any) -> GrammarSpec | None:
+    return chat(validator, **fields).generation.sampling.grammar
+
+
+@pytest.mark.parametrize(
+    "forced",
+    [
+        {"tool_choice": "required"},
+        {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}},
+        {"tools": [{**TOOL, "function": {**TOOL["function"], "strict": True}}]},
+    ],
+)
+def test_forced_and_strict_tools_bind_the_answer(validator: Validator, forced: dict[str, Any]):
+    assert grammar_of(validator, tools=[TOOL]) is None
+    valid = chat(validator, **{"tools": [TOOL], **forced})
+    assert valid.tools is not None
+    assert valid.generation.sampling.grammar is not None
 
 
 def test_settings_that_pass_through(validator: Validator):

@@ -7,6 +7,8 @@ import pytest
 
 from engine import ModelConfig, SamplingParams
 from server.checkpoint_text import CheckpointText
+from server.constraints import ConstraintReader
+from server.constraints_checker import GrammarChecker
 from server.errors import BadRequest
 from server.protocol import ChatCompletionRequest, CompletionRequest, parse_wire
 from server.repetition import RepetitionRule
@@ -212,6 +214,7 @@ def test_a_thinking_budget_needs_the_token(
         tiny.defaults,
         served_names=("m",),
         max_model_len=WINDOW,
+        constraints=ConstraintReader(GrammarChecker()),  # no worker starts before it is asked
     )
     for fields in ({}, {"chat_template_kwargs": {"enable_thinking": False}}):
         caught = refusal(of_chat, validator, thinking_token_budget=5, **fields)

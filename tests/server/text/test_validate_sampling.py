@@ -4,6 +4,8 @@ import pytest
 
 from engine import ModelConfig, SamplingParams
 from server.checkpoint_text import CheckpointText, GenerationDefaults
+from server.constraints import ConstraintReader
+from server.constraints_checker import GrammarChecker
 from server.errors import BadRequest
 from server.protocol import CompletionRequest, parse_wire
 from server.valid import Generation
@@ -35,6 +37,7 @@ def with_defaults(tiny: CheckpointText, model_config: ModelConfig, **defaults: A
         GenerationDefaults(**defaults),
         served_names=("m",),
         max_model_len=WINDOW,
+        constraints=ConstraintReader(GrammarChecker()),  # no worker starts before it is asked
     )
 
 

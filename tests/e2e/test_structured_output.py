@@ -1,0 +1,190 @@
+"""Structured output and forced tools on the default model, whose own words are noise.
+
+Whatever the weights say, an answer that was not cut has the shape that was asked for, streamed and
+whole, with and without thinking.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+
+from tests.e2e.live import LiveServer, live_server
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 3},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                "unit": {"enum": ["C", "F"]},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
+ASK = [{"role": "user", "content": "Tell me."}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with live_server(tmp_path_factory.mktemp("structured") / "log") as server:
+        yield server
+
+
+def answer(server: LiveServer, **fields: Any) -> dict[str, Any]:
+    body = {"messages": ASK, "max_tokens": 400, "thinking_token_budget": 20, **fields}
+    response = server.post("/v1/chat/completions", body)
+    assert response.status_code == 200, response.text
+    choice = response.json()["choices"][0]
+    assert choice["finish_reason"] != "length", choice
+    return choice
+
+
+def check_person(text: str) -> None:
+    person = json.loads(text)
+    assert list(person) in (["name", "age"], ["name", "age", "tags"])
+    assert isinstance(person["name"], str)
+    assert len(person["name"]) <= 12
+    assert 0 <= person["age"] <= 120
+    assert set(person.get("tags", [])) <= {"red", "green"}
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_json_schema(server: LiveServer, thinks: bool, seed: int) -> None:
+    choice = answer(
+        server,
+        seed=seed,
+        chat_template_kwargs={"enable_thinking": thinks},
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "person", "schema": PERSON, "strict": True},
+        },
+    )
+    check_person(choice["message"]["content"])
+    assert bool(choice["message"]["reasoning"]) == thinks
+
+
+def test_regex_choice_and_grammar(server: LiveServer) -> None:
+    for given, pattern in (
+        ({"regex": "[a-c]{3}-\\d{2}"}, "[a-c]{3}-\\d{2}"),
+        ({"choice": ["yes", "no", "maybe so"]}, "yes|no|maybe so"),
+        ({"grammar": 'root ::= "<" [xy] ">"'}, "<[xy]>"),
+    ):
+        for seed in range(3):
+            choice = answer(server, seed=seed, structured_outputs=given)
+            assert re.fullmatch(pattern, choice["message"]["content"]), choice
+            body = {"prompt": "x", "max_tokens": 60, "seed": seed, "structured_outputs": given}
+            text = server.post("/v1/completions", body).json()["choices"][0]["text"]
+            assert re.fullmatch(pattern, text)
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_forced_calls(server: LiveServer, thinks: bool, seed: int) -> None:
+    common: dict[str, Any] = {
+        "seed": seed,
+        "tools": [WEATHER, TIME],
+        "chat_template_kwargs": {"enable_thinking": thinks},
+        "max_tokens": 2000,
+    }
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in (
+        answer(server, tool_choice=named, **common),
+        answer(server, tool_choice="required", parallel_tool_calls=False, **common),
+    ):
+        assert choice["finish_reason"] == "tool_calls"
+        assert not choice["message"]["content"]
+        (call,) = choice["message"]["tool_calls"]
+        arguments = json.loads(call["function"]["arguments"])
+        if call["function"]["name"] == "get_weather":
+            assert {"city", "days"} <= set(arguments) <= {"city", "days", "unit"}
+            assert arguments["days"] in range(1, 10)
+
+
+def test_streamed_equals_whole(server: LiveServer) -> None:
+    body: dict[str, Any] = {
+        "messages": ASK,
+        "seed": 3,
+        "max_tokens": 400,
+        "thinking_token_budget": 10,
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    whole = answer(server, **body)["message"]["tool_calls"][0]["function"]
+    with openai.OpenAI(base_url=server.base_url + "/v1", api_key="x", max_retries=0) as client:
+        model = client.models.list().data[0].id
+        extra = {"thinking_token_budget": body.pop("thinking_token_budget")}
+        stream = client.chat.completions.create(model=model, stream=True, extra_body=extra, **body)
+        arguments = "".join(
+            call.function.arguments or ""
+            for chunk in stream
+            for call in chunk.choices[0].delta.tool_calls or ()
+            if call.function
+        )
+    assert arguments == whole["arguments"]
+
+
+class Point(pydantic.BaseModel):
+    x: int
+    label: str = pydantic.Field(max_length=10)
+
+
+def test_the_sdk_parses_pydantic_models(server: LiveServer) -> None:
+    with openai.OpenAI(base_url=server.base_url + "/v1", api_key="x", max_retries=0) as client:
+        model = client.models.list().data[0].id
+        chat = client.chat.completions.parse(
+            model=model,
+            messages=ASK,  # type: ignore[arg-type]
+            response_format=Point,
+            max_tokens=400,
+            seed=1,
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+        )
+        assert isinstance(chat.choices[0].message.parsed, Point)
+        response = client.responses.parse(
+            model=model,
+            input="A point.",
+            text_format=Point,
+            max_output_tokens=400,
+            extra_body={"seed": 1, "chat_template_kwargs": {"enable_thinking": False}},
+        )
+        assert isinstance(response.output_parsed, Point)
+
+
+def test_what_cannot_be_served_is_refused_and_named(server: LiveServer) -> None:
+    for fields, param in (
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+            "response_format",
+        ),
+        ({"structured_outputs": {"regex": "(("}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs"),
+        ({"tools": [TIME], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool"),
+    ):
+        response = server.post("/v1/chat/completions", {"messages": ASK, **fields})
+        assert response.status_code == 400, response.text
+        assert param in response.json()["error"]["param"]

@@ -1,0 +1,124 @@
+import json
+import threading
+import time
+
+import pytest
+
+from engine import GrammarCompiler
+from server.constraints_checker import GrammarChecker
+from server.constraints_worker import Answer, Ask, byte_compiler, compiled
+from server.errors import BadRequest
+
+GOOD = 'start: "a" | "b"'
+# Compiling this takes minutes and gigabytes; clients cannot send it, `normalized` refuses it.
+ENDLESS = 'start: %json {"type": "integer", "multipleOf": 100000007}'
+
+
+@pytest.fixture(scope="module")
+def compiler() -> GrammarCompiler:
+    return byte_compiler()
+
+
+def test_says_what_is_wrong_in_words_of_its_own(checker: GrammarChecker):
+    assert checker.check(GOOD, "guided_regex") == GOOD
+    for grammar, reason in (
+        ("start: nowhere", "it is malformed"),
+        ('start: %json {"enum": []}', "nothing fits it"),
+        ('start: %json {"oneOf": [{}, {}]}', "it has a oneOf whose branches do not exclude"),
+        ("start: /a/ & ~/a/", "it is malformed"),
+    ):
+        with pytest.raises(BadRequest) as refusal:
+            checker.check(grammar, "response_format.json_schema.schema")
+        assert refusal.value.message.startswith("response_format.json_schema.schema cannot be used")
+        assert reason in refusal.value.message
+        assert refusal.value.param == "response_format"
+
+
+def test_a_compilation_that_does_not_end_is_ended():
+    checker = GrammarChecker(time_limit_s=0.5, num_workers=1)
+    try:
+        checker.check(GOOD, "x")  # the worker is up
+        before = time.monotonic()
+        with pytest.raises(BadRequest, match="takes too long to compile"):
+            checker.check(ENDLESS, "guided_json")
+        assert time.monotonic() - before < 10
+    finally:
+        checker.close()
+
+
+def test_the_next_grammar_is_checked_by_a_new_worker():
+    checker = GrammarChecker(time_limit_s=0.5, num_workers=1)
+    try:
+        with pytest.raises(BadRequest):
+            checker.check(ENDLESS, "guided_json")
+    finally:
+        checker.close()
+    patient = GrammarChecker(num_workers=1)
+    patient.start()
+    try:
+        assert patient.check(GOOD, "x") == GOOD
+        patient._all[0]._process.kill()  # pyright: ignore
+        assert patient.check('start: "c"', "x") == 'start: "c"'
+    finally:
+        patient.close()
+
+
+def test_what_passed_is_not_compiled_again():
+    checker = GrammarChecker(num_workers=1)
+    ebnf = 'root ::= "x" | "y"'
+    lark = checker.from_ebnf(ebnf, "ebnf")
+    assert checker.check(GOOD, "x") == GOOD
+    checker.close()
+    checker._workers.get()  # whoever asks a worker now waits for ever  # pyright: ignore
+    assert checker.check(GOOD, "x") == GOOD
+    assert checker.from_ebnf(ebnf, "ebnf") == lark
+
+
+def test_many_threads_share_the_workers(checker: GrammarChecker):
+    failures: list[str] = []
+
+    def ask(index: int) -> None:
+        grammar = f'start: "{index}" /[a-z]+/'
+        if checker.check(grammar, "x") != grammar:
+            failures.append(grammar)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'root ::= "yes" | "no"',
+        'root ::= [a-z]+ ("," [a-z]+)*',
+        'root ::= "SELECT " name " FROM " name\nname ::= [a-z] [a-z0-9_]{0,9}',
+        'start: expr\nexpr: NUMBER | expr "+" NUMBER\nNUMBER: /[0-9]+/',
+    ],
+)
+def test_grammars_of_clients_are_read(compiler: GrammarCompiler, text: str):
+    answer = compiled(compiler, Ask(text, is_ebnf=True))
+    assert answer.error is None
+    assert compiled(compiler, Ask(answer.grammar)) == Answer(answer.grammar)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "root ::=",
+        "root ::= (((",
+        "root ::= " + "(" * 100_000,
+        "root ::= other",
+        "start: start",
+        json.dumps({"grammars": []}),
+        "\0",
+        'root ::= "' + "\\" * 10_001,
+    ],
+)
+def test_broken_grammars_are_answered(compiler: GrammarCompiler, text: str):
+    assert compiled(compiler, Ask(text, is_ebnf=True)).error is not None
