@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
+
 from engine import GrammarSpec
 from server.constraints_calls import MAX_CALLS, CallGrammar, json_text
 from server.constraints_checker import GrammarChecker
@@ -87,22 +89,22 @@ class ConstraintReader:
             strict = frozenset(_name(tool) for tool in tools if tool["function"].get("strict"))
             at_most = 1 if one_call else None
             if content is not None:
-                calls = CallGrammar(tools, strict).calls(at_most=at_most or MAX_CALLS)
-                spec = self._either(content, calls, after_token_id)
+                spec = self._either(content, CallGrammar(tools, strict), at_most, after_token_id)
                 return _banning(spec, banned if strict else ())
             if not strict:
                 return None
-            lines = CallGrammar(tools, strict).free_text_and_calls(at_most=at_most)
-            return self._spec(f"start: answer\n{lines}", "tools", None, bounds_numbers=True)
+            calls = CallGrammar(tools, strict)
+            grammar = f"start: answer\n{calls.free_text_and_calls(at_most=at_most)}"
+            return self._spec(grammar, "tools", None, calls=calls)
         if choice != "required":
             name = choice["function"]["name"]
             tools = [tool for tool in tools if _name(tool) == name]
             one_call = True
         bound = frozenset(map(_name, tools))
-        lines = CallGrammar(tools, bound).calls(at_most=1 if one_call else MAX_CALLS)
-        start = f"start: {_begin(after_token_id)}calls\n"
-        spec = self._spec(start + lines, "tools", after_token_id, bounds_numbers=True)
-        return _banning(spec, banned)
+        calls = CallGrammar(tools, bound)
+        lines = calls.calls(at_most=1 if one_call else MAX_CALLS)
+        grammar = f"start: {_begin(after_token_id)}calls\n{lines}"
+        return _banning(self._spec(grammar, "tools", after_token_id, calls=calls), banned)
 
     def _of_content(self, content: _Content, after_token_id: int | None) -> GrammarSpec:
         if content.is_grammar:
@@ -111,24 +113,34 @@ class ConstraintReader:
                 grammar = _nested(f"start: {_BLANK_LINE} @client", grammar)
             return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
         grammar = f"start: {_begin(after_token_id)}content\n{content.lines}"
-        return self._spec(grammar, content.path, after_token_id, bounds_numbers=content.is_json)
+        spec = self._spec(grammar, content.path, after_token_id)
+        return msgspec.structs.replace(spec, bounds_numbers=content.is_json)
 
-    def _either(self, content: _Content, calls: str, after_token_id: int | None) -> GrammarSpec:
+    def _either(
+        self, content: _Content, calls: CallGrammar, at_most: int | None, after_token_id: int | None
+    ) -> GrammarSpec:
+        lines = calls.calls(at_most=at_most or MAX_CALLS)
         if content.is_grammar:
             client = self._checker.from_ebnf(content.lines, content.path)
-            start = f"start: {_begin(after_token_id)}(@client | calls)\n{calls}"
-            grammar = self._checker.check(_nested(start, client), content.path)
-            return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
-        grammar = f"start: {_begin(after_token_id)}(content | calls)\n{content.lines}\n{calls}"
-        return self._spec(grammar, content.path, after_token_id, bounds_numbers=True)
+            start = f"start: {_begin(after_token_id)}(@client | calls)\n{lines}"
+            spec = self._spec(_nested(start, client), content.path, after_token_id, calls=calls)
+            return msgspec.structs.replace(spec, bounds_numbers=False)
+        grammar = f"start: {_begin(after_token_id)}(content | calls)\n{content.lines}\n{lines}"
+        return self._spec(grammar, content.path, after_token_id, calls=calls)
 
     def _spec(
-        self, grammar: str, path: str, after_token_id: int | None, *, bounds_numbers: bool
+        self,
+        grammar: str,
+        path: str,
+        after_token_id: int | None,
+        *,
+        calls: CallGrammar | None = None,
     ) -> GrammarSpec:
+        texts = calls.texts if calls is not None else None
         return GrammarSpec(
-            grammar=self._checker.check(grammar, path),
+            grammar=self._checker.check(grammar, path, texts),
             after_token_id=after_token_id,
-            bounds_numbers=bounds_numbers,
+            bounds_numbers=True,
         )
 
     def _content(self, request: Mapping[str, Any]) -> _Content | None:
@@ -260,14 +272,7 @@ def _nested(start: str, client: str) -> str:
 
 
 def _banning(spec: GrammarSpec, token_ids: tuple[int, ...]) -> GrammarSpec:
-    if not token_ids:
-        return spec
-    return GrammarSpec(
-        grammar=spec.grammar,
-        after_token_id=spec.after_token_id,
-        banned_before=token_ids,
-        bounds_numbers=spec.bounds_numbers,
-    )
+    return msgspec.structs.replace(spec, banned_before=token_ids)
 
 
 def _name(tool: Mapping[str, Any]) -> str:

@@ -64,6 +64,7 @@ class CallGrammar:
         self._lines: list[str] = []
         self._num_chars = 0
         self._terminals: dict[str, str] = {}  # expression -> name
+        self.texts: dict[str, str] = {}  # terminal that may turn out to be empty -> its path
         self._num_json = 0
         self._bound = sorted(bound)
         self._functions: list[str] = []
@@ -158,16 +159,19 @@ class CallGrammar:
                 if types.literals:
                     plain = f"({plain} | {terminal_of_literals(types.literals)})"
                 text = plain if text == ANY else f"{text} & {plain}"
-            choices.append(self._raw(text, closer))
+            choices.append(self._raw(text, closer, path))
         if others and text != ANY:
             choices.append(f"{self._json(_without_strings(normal, others))} {closer}")
         if not choices:
             _refuse(path, "allows no value")
         return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"
 
-    def _raw(self, text: str, closer: str) -> str:
+    def _raw(self, text: str, closer: str, path: str) -> str:
         said = f" & {text}" if text != ANY else ""
-        return self._terminal(f"({ANY_TEXT} & ~{_ENDS_VALUE}{said}) {closer}")
+        expression = f"({ANY_TEXT} & ~{_ENDS_VALUE}{said}) {closer}"
+        if said:
+            self.texts.setdefault(expression, path)
+        return self._terminal(expression)
 
     def _json(self, schema: Schema) -> str:
         self._num_json += 1
@@ -222,7 +226,9 @@ def _without_strings(schema: Schema, types: list[str]) -> Schema:
 
 
 def _members(schema: Schema, path: str) -> Mapping[str, Any]:
-    members = schema.get("properties") or {}
+    members = schema.get("properties")
+    if members is None:
+        return {}
     if not isinstance(members, dict):
         _refuse(f"{path}.properties", "must be an object of schemas")
     return cast(Schema, members)

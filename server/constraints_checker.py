@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -39,6 +40,7 @@ _REASONS = (
     ("patternproperties", "its patternProperties overlap each other or its properties"),
     ("unsatisfiable", "nothing fits it"),
     ("allows nothing", "nothing fits it"),
+    ("noextension", "nothing fits it"),
     ("regex is empty", "nothing fits it"),
     ("too", "it is too complex"),
     ("fuel", "it is too complex"),
@@ -70,15 +72,20 @@ class GrammarChecker:
         for worker in self._all:
             worker.stop()
 
-    def check(self, grammar: str, path: str) -> str:
-        """`grammar`, if it compiles. Raises BadRequest that names it by `path`."""
-        return self._ask(Ask(grammar), path)
+    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
+        """`grammar`, if it compiles. Raises BadRequest that names it by `path`.
+
+        `terminals` are expressions in it that have to match something, with the path of each.
+        """
+        return self._ask(
+            Ask(grammar, tuple(terminals or ())), path, tuple((terminals or {}).values())
+        )
 
     def from_ebnf(self, grammar: str, path: str) -> str:
         """A client's grammar in the notation of `GrammarSpec`, if it compiles."""
         return self._ask(Ask(grammar, is_ebnf=True), path)
 
-    def _ask(self, ask: Ask, path: str) -> str:
+    def _ask(self, ask: Ask, path: str, terminal_paths: Sequence[str] = ()) -> str:
         key = hashlib.sha256(msgspec.msgpack.encode(ask)).digest()
         with self._lock:
             if key in self._passed:
@@ -92,6 +99,10 @@ class GrammarChecker:
         param = path.split(".", 1)[0]
         if answer is None:
             raise BadRequest(f"{path} takes too long to compile", param=param)
+        if answer.empty_terminal is not None:
+            raise BadRequest(
+                f"{terminal_paths[answer.empty_terminal]} allows no value", param=param
+            )
         if answer.error is not None:
             raise BadRequest(f"{path} cannot be used: {_reason(answer.error)}", param=param)
         self._remember(key, answer.grammar if ask.is_ebnf else "")

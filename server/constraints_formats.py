@@ -22,7 +22,7 @@ _HEX = "[0-9A-Fa-f]{1,4}"
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,28}[A-Za-z0-9])?"
 _HOST = rf"{_LABEL}(?:\.{_LABEL}){{0,7}}"
 _ATOM = "[A-Za-z0-9_+-]{1,20}"
-_IN_URI = r"(?:[A-Za-z0-9._~!$'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_IN_URI = r"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 FORMATS = {
     "date": _DATE,
     "time": _TIME,

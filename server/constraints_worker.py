@@ -24,12 +24,14 @@ _LENGTH = struct.Struct("<I")
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
     grammar: str
+    terminals: tuple[str, ...] = ()  # expressions of the grammar that have to match something
     is_ebnf: bool = False  # with `root ::=`, or Lark; else what `GrammarSpec` takes
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
     grammar: str = ""  # for a GrammarSpec
     error: str | None = None  # the engine's words; not for clients
+    empty_terminal: int | None = None  # the first of them that matches nothing
 
 
 def write_frame(stream: BinaryIO, message: Ask | Answer) -> None:
@@ -54,13 +56,28 @@ def byte_compiler() -> GrammarCompiler:
 
 
 def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
+    # A terminal that matches nothing is found at the start of a grammar only: later, it would be
+    # where an answer cannot go on.
+    for index, expression in enumerate(ask.terminals):
+        if error := _error(compiler, f"start: TEXT\nTEXT: {expression}"):
+            return Answer(error=error, empty_terminal=index)
+    grammar = ask.grammar
     try:
-        grammar = llguidance.grammar_from("ebnf", ask.grammar) if ask.is_ebnf else ask.grammar
+        if ask.is_ebnf:
+            grammar = llguidance.grammar_from("ebnf", grammar)
+    except (ValueError, RecursionError, MemoryError) as error:
+        return Answer(error=str(error) or type(error).__name__)
+    error = _error(compiler, grammar)
+    return Answer(error=error) if error else Answer(grammar=grammar)
+
+
+def _error(compiler: GrammarCompiler, grammar: str) -> str | None:
+    try:
         matcher = compiler.matcher(GrammarSpec(grammar=grammar))
         matcher.fill(np.zeros(compiler.vocabulary.num_words, dtype=np.int32))
-    except (GrammarError, ValueError, RecursionError, MemoryError) as error:
-        return Answer(error=str(error) or type(error).__name__)
-    return Answer(grammar=grammar)
+    except (GrammarError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def main() -> None:

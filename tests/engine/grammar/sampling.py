@@ -99,10 +99,13 @@ class Babbler:
         free_tokens: int,
         max_tokens: int = 5000,
         chars: str = "",
+        begin: str = "",
     ) -> str:
-        """A random answer. After `free_tokens` it writes `chars`, or tends to end what is open."""
+        """A random answer that begins with `begin`. After `free_tokens` it writes `chars`, or tends to end what is open."""
         matcher = self.compiler.matcher(spec)
-        text = bytearray()
+        text = bytearray(begin.encode())
+        for token_id in self.encode(begin):
+            assert matcher.accept(token_id)
         for index in range(max_tokens):
             allowed = self.allowed(matcher)
             assert max(allowed) < self.num_tokens, "padding is never allowed"
@@ -116,7 +119,7 @@ class Babbler:
                 token_id = spec.after_token_id
             elif index >= free_tokens and chars:
                 token_id = self._one_of(chars, allowed, rng) or token_id
-            elif index >= free_tokens and rng.random() < 0.5:
+            elif index >= free_tokens and rng.random() < 0.9:
                 token_id = self._closing(allowed, bytes(text), token_id)
             if token_id in self.eos_ids:
                 return text.decode("utf-8")

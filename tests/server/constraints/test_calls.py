@@ -272,16 +272,14 @@ def test_random_text_with_strict_tools_keeps_its_calls_in_shape(
     schema = taking({"n": {"type": "integer"}, "s": {"type": "string"}}, "n")
     tools = [tool("f", schema, strict=True)]
     spec = read(reader, {"tools": tools})
-    num_calls = 0
     for seed in range(40):
         answer = babbler.answer(
-            spec, random.Random(seed), free_tokens=3 if seed % 2 else 150, chars="<t"
+            spec, random.Random(seed), free_tokens=3 * seed, begin="Well, <tool_call>"
         )
         _, calls = parsed(tools, answer)
-        num_calls += len(calls)
+        assert calls
         for _, arguments in calls:
             check(schema, arguments)
-    assert num_calls > 5
 
 
 def test_content_or_calls_where_both_may_come(reader: ConstraintReader, babbler: Babbler):
@@ -314,13 +312,14 @@ def test_content_or_calls_where_both_may_come(reader: ConstraintReader, babbler:
         ({"properties": [], "required": []}, "properties must be an object"),
         (taking({"a": STRING, "b": STRING}, "a", minProperties=2), "minProperties can be"),
         (taking({"a": STRING, "b": STRING}, maxProperties=1), "maxProperties can be"),
-        (taking({"a": {"enum": ["x\n</parameter>\ny"]}}, "a"), "tools cannot be used"),
+        (taking({"a": {"enum": ["x\n</parameter>\ny"]}}, "a"), "properties.a allows no value"),
+        (taking({"a": {"enum": ["x"], "minLength": 2}}), "properties.a allows no value"),
         (taking({"a": {"oneOf": [{"type": "string"}, {"maxLength": 3}]}}, "a"), "oneOf"),
         (taking({"a": {"$ref": "#/$defs/a"}}, "a", **{"$defs": {"a": {"$ref": "#/$defs/a"}}}),
          "no value that ever ends"),
         (taking({"a": {"description": "d" * 300_000}}), "tools is larger than"),
         (taking({f"p{i}": {"$ref": "#/$defs/big"} for i in range(200)},
-                **{"$defs": {"big": {"enum": [f"v{i:03}" * 10 + "é" for i in range(400)]}}}),
+                **{"$defs": {"big": {"enum": [[f"v{i:03}" * 10] for i in range(400)]}}}),
          "makes a grammar that is too large"),
     ],
 )  # fmt: skip
