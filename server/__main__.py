@@ -86,6 +86,7 @@ def _serve(arguments: ServeArguments) -> int:
         max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
         seed=arguments.seed,
         constraints=ConstraintReader(checker),
+        literal_control_tokens=arguments.literal_control_tokens,
     )
 
     def on_stats(stats: EngineStats) -> None:

@@ -70,6 +70,7 @@ class ServeArguments:
     uds: str | None
     api_keys: tuple[str, ...]
     metrics_open: bool
+    literal_control_tokens: bool
     queue_size: int
     queue_timeout_s: float
     request_timeout_s: float
@@ -238,6 +239,10 @@ def _add_serve_flags(parser: _Parser) -> None:
         "--api-key", action="append", default=[], type=key, metavar="KEY",
         help=f"require this key; may be repeated (else ${' or $'.join(API_KEY_VARIABLES)})",
     )  # fmt: skip
+    http.add_argument(
+        "--literal-control-tokens", action="store_true",
+        help="names of control tokens in user and tool messages stay text",
+    )  # fmt: skip
     http.add_argument("--metrics-open", action="store_true", help="serve /metrics without a key")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
@@ -347,6 +352,7 @@ def _serve_arguments(
         uds=parsed.uds,
         api_keys=tuple(parsed.api_key) or _environment_keys(parser, environment),
         metrics_open=parsed.metrics_open,
+        literal_control_tokens=parsed.literal_control_tokens,
         queue_size=parsed.queue_size,
         queue_timeout_s=parsed.queue_timeout,
         request_timeout_s=parsed.request_timeout,

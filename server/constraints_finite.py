@@ -38,18 +38,19 @@ def _is_finite(schema: Any, finite: set[str]) -> bool:
         return False
     if "enum" in node or "const" in node:
         return True
-    types = node.get("type", ())
-    if types == "object":
+    types = node.get("type")
+    listed = types if isinstance(types, list) else [types]
+    return any(_is_finite_of(name, node, finite) for name in listed)
+
+
+def _is_finite_of(type_name: str | None, node: Schema, finite: set[str]) -> bool:
+    if type_name == "object":
         properties: Mapping[str, Any] = node.get("properties", {})
         rest = node.get("additionalProperties", True)
         return all(_is_finite(properties.get(k, rest), finite) for k in node.get("required", ()))
-    if types == "array":
-        return _is_finite_array(node, finite)
-    return True  # a scalar, or there is a choice of types
-
-
-def _is_finite_array(node: Schema, finite: set[str]) -> bool:
-    prefix = cast(list[Any], node.get("prefixItems", []))
-    least = cast(int, node.get("minItems", 0))
-    needed = [*prefix[:least], *([node.get("items", True)] if least > len(prefix) else [])]
-    return all(_is_finite(item, finite) for item in needed)
+    if type_name == "array":
+        prefix = cast(list[Any], node.get("prefixItems", []))
+        least = cast(int, node.get("minItems", 0))
+        needed = [*prefix[:least], *([node.get("items", True)] if least > len(prefix) else [])]
+        return all(_is_finite(item, finite) for item in needed)
+    return True  # a scalar, or any type

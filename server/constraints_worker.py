@@ -20,6 +20,9 @@ from engine import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 MAX_MEMORY_BYTES = 4 << 30
 
 _LENGTH = struct.Struct("<I")
+# The engine looks ahead for text that is forced, without end where a client's grammar has none
+# (`T: /a+/` before what matches nothing). The grammars that we write all have an end.
+_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
@@ -64,7 +67,7 @@ def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
     grammar = ask.grammar
     try:
         if ask.is_ebnf:
-            grammar = llguidance.grammar_from("ebnf", grammar)
+            grammar = llguidance.grammar_from("ebnf", grammar) + _NO_FORCING
     except (ValueError, RecursionError, MemoryError) as error:
         return Answer(error=str(error) or type(error).__name__)
     error = _error(compiler, grammar)

@@ -27,7 +27,7 @@ from server.protocol import (
     TokenizeRequest,
 )
 from server.template import THINK_CLOSE, ChatTemplate, starts_in_reasoning
-from server.tokenizer import Tokenizer
+from server.tokenizer import LITERAL, Tokenizer
 from server.valid import Generation, StreamOptions, TokenExtras, ValidChat, ValidCompletion
 from server.validate_messages import template_messages
 from server.validate_sampling import SamplingRules
@@ -51,13 +51,19 @@ class Validator:
         max_model_len: int,
         seed: int | None = None,
         constraints: ConstraintReader,
+        literal_control_tokens: bool = False,
     ) -> None:
-        """`seed` starts the seeds of requests that name none; None draws them from chance."""
+        """`seed` starts the seeds of requests that name none; None draws them from chance.
+
+        With `literal_control_tokens`, names of control tokens stay text in what users and tools
+        say.
+        """
         self.max_model_len = max_model_len
         self._tokenizer = tokenizer
         self._template = template
         self._served_names = served_names
         self._constraints = constraints
+        self._literal_control_tokens = literal_control_tokens
         ends = {*generation_defaults.eos_ids, *model_config.eos_token_id, *tokenizer.eos_ids}
         self._rules = SamplingRules(
             tokenizer=tokenizer,
@@ -84,7 +90,7 @@ class Validator:
             text = self._tokenizer.decode(ids)
         return {
             "model": request.model or self._served_names[0],
-            "prompt": text,
+            "prompt": text.replace(LITERAL, ""),
             "token_ids": ids,
             "count": len(ids),
             "max_model_len": self.max_model_len,
@@ -236,7 +242,11 @@ class Validator:
             )
         asked = request.add_generation_prompt
         return self._template.render(
-            template_messages(messages, continue_final_message=continues),
+            template_messages(
+                messages,
+                continue_final_message=continues,
+                untrusted=self._tokenizer.literal if self._literal_control_tokens else None,
+            ),
             request.tools,
             add_generation_prompt=not continues if asked is None else asked,
             continue_final_message=continues,

@@ -8,7 +8,7 @@ What changes on the way:
 - a final message to be continued that opens `<think>` without closing it is reasoning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from server.errors import BadRequest
@@ -21,8 +21,12 @@ MEDIA_TYPES = ("image_url", "image", "video_url", "video", "input_audio", "audio
 
 
 def template_messages(
-    messages: Sequence[ChatMessage], *, continue_final_message: bool
+    messages: Sequence[ChatMessage],
+    *,
+    continue_final_message: bool,
+    untrusted: Callable[[str], str] | None = None,
 ) -> list[dict[str, Any]]:
+    """`untrusted` is applied to what users and tools say."""
     system_texts: list[str] = []
     rendered: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
@@ -33,7 +37,8 @@ def template_messages(
         elif message.role == "assistant":
             rendered.append(_assistant_message(message, text, path))
         else:
-            rendered.append({"role": message.role, "content": text})
+            content = text if untrusted is None else untrusted(text)
+            rendered.append({"role": message.role, "content": content})
     if continue_final_message:
         _open_final_message(messages, rendered)
     if system_texts:

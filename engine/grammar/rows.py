@@ -18,6 +18,8 @@ from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.matcher import GrammarError, Matcher
 from engine.grammar.spec import GrammarSpec
 
+TIME_LIMIT_S = 10.0  # a step never waits longer: the sequence fails instead
+
 
 @dataclass(slots=True, eq=False)
 class _Row:
@@ -61,19 +63,26 @@ class GrammarRows:
         row = self._rows[slot]
         if row is None:
             return None
-        row.ready.result()
+        _done(row.ready)
         return row.mask
 
     def is_finished(self, slot: int) -> bool:
         """Whether only an end token may follow in `slot`."""
         row = self._rows[slot]
-        return row is not None and row.ready.result().is_finished
+        return row is not None and _done(row.ready).is_finished
 
     def release(self, slot: int) -> None:
         """Forget what is in `slot`. Jobs that still run write to a mask nobody looks at."""
         row, self._rows[slot] = self._rows[slot], None
         if row is not None:
             row.ready.cancel()
+
+
+def _done(ready: "Future[Matcher]") -> Matcher:
+    try:
+        return ready.result(timeout=TIME_LIMIT_S)
+    except TimeoutError:
+        raise GrammarError(f"no mask within {TIME_LIMIT_S:.0f} s") from None
 
 
 def _prepare(compiler: GrammarCompiler, spec: GrammarSpec) -> None:

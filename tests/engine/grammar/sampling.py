@@ -101,8 +101,12 @@ class Babbler:
         chars: str = "",
         begin: str = "",
     ) -> str:
-        """A random answer that begins with `begin`. After `free_tokens` it writes `chars`, or tends to end what is open."""
+        """A random answer that begins with `begin`.
+
+        After `free_tokens` it writes `chars`, or tends to end what is open.
+        """
         matcher = self.compiler.matcher(spec)
+        errors = "strict" if spec.after_token_id is None else "replace"  # what is free is any bytes
         text = bytearray(begin.encode())
         for token_id in self.encode(begin):
             assert matcher.accept(token_id)
@@ -113,7 +117,7 @@ class Babbler:
             if ends and (len(ends) == len(allowed) or index >= free_tokens):
                 assert matcher.accept(ends[0])
                 assert set(self.allowed(matcher)) == set(self.eos_ids)
-                return text.decode("utf-8")
+                return text.decode("utf-8", errors)
             token_id = rng.choice(allowed)
             if index == free_tokens and spec.after_token_id in allowed:
                 token_id = spec.after_token_id
@@ -122,7 +126,7 @@ class Babbler:
             elif index >= free_tokens and rng.random() < 0.9:
                 token_id = self._closing(allowed, bytes(text), token_id)
             if token_id in self.eos_ids:
-                return text.decode("utf-8")
+                return text.decode("utf-8", errors)
             assert matcher.accept(token_id)
             text += self.vocabulary.token_bytes[token_id]
         raise NoEnd(f"no end within {max_tokens} tokens: ...{bytes(text[-200:])!r}")

@@ -113,6 +113,16 @@ WHAT_IS_WRONG: list[tuple[Any, str]] = [
     ({"$ref": "#"}, "guided_json has no value that ever ends"),
     ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "has no value that ever ends"),
     ({"items": {"$ref": "#"}, "minItems": 1}, "has no value that ever ends"),
+    (
+        {
+            "type": ["array", "object"],
+            "items": {"$ref": "#"},
+            "minItems": 1,
+            "properties": {"a": {"$ref": "#"}},
+            "required": ["a"],
+        },
+        "has no value that ever ends",
+    ),
     ({"pattern": "(?=a)"}, "guided_json.pattern cannot be used as a regular expression"),
     ({"pattern": "["}, "guided_json.pattern cannot be used as a regular expression"),
     ({"type": "string", "format": "iban"}, "guided_json.format must be one of date"),

@@ -110,7 +110,12 @@ def test_seeds_of_a_batch(validator: Validator):
 def test_refused_fields(validator: Validator):
     assert refused(validator, suffix="x").message == "suffix is not supported"
     assert refused(validator, suffix="").param == "suffix"
-    assert refused(validator, response_format={"type": "json_object"}).param == "response_format"
+
+
+def test_structured_output_binds_from_the_first_token(validator: Validator):
+    sampling = complete(validator, response_format={"type": "json_object"}).generations[0].sampling
+    assert sampling.grammar is not None
+    assert sampling.grammar.after_token_id is None
     assert refused(validator, thinking_token_budget=0).param == "thinking_token_budget"
     assert refused(validator, model="other").code == "model_not_found"
     assert complete(validator, best_of=3).generations[0].n == 1
