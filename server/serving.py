@@ -147,6 +147,12 @@ async def _drain(lifecycle: Lifecycle, signals: "_Signals", timeout_s: float) ->
     second = asyncio.create_task(signals.second.wait())
     try:
         waits = [drained, second]
+        if lifecycle.num_in_flight:
+            _log.info(
+                "stopping: %d requests may finish within %g s; signal again to end at once",
+                lifecycle.num_in_flight,
+                timeout_s,
+            )
         await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not drained.done():
             _log.warning("ending %d unfinished requests", lifecycle.num_in_flight)
