@@ -1,6 +1,8 @@
 # make serve    install into a virtual environment and serve; ARGS="MODEL --port 9000 ..." go along
 # make test     every check, in one go: ruff, ruff format, pyright, pytest; fails if one of them does
 #
+# Tests compute on one thread each: on a busy machine OpenMP's threads wait for one another.
+#
 # VENV is the virtual environment (made if missing), PYTHON the interpreter that makes it.
 
 PYTHON ?= python3
@@ -21,7 +23,7 @@ test: $(VENV)/installed-for-tests
 	check "ruff check" $(BIN)/ruff check .; \
 	check "ruff format" $(BIN)/ruff format --check .; \
 	check "pyright" $(BIN)/pyright --pythonpath $(BIN)/python; \
-	check "pytest" $(BIN)/python -m pytest; \
+	check "pytest" env OMP_NUM_THREADS=1 $(BIN)/python -m pytest; \
 	if [ -n "$$failed" ]; then echo "failed:$${failed%,}" >&2; exit 1; fi
 
 clean:

@@ -8,6 +8,7 @@ from engine.errors import (
     EngineError,
     EngineFault,
     EngineStarting,
+    GrammarStuck,
     QueueFull,
     QueueTimeout,
     RequestFailed,
@@ -17,6 +18,7 @@ from engine.grammar import GrammarCompiler, GrammarError, GrammarSpec, Vocabular
 from engine.host_memory import available_bytes
 from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
+from engine.tokenizer import open_tokenizer, piece_bytes, read_config_file
 
 __all__ = [
     "CallerError",
@@ -33,6 +35,7 @@ __all__ = [
     "GrammarCompiler",
     "GrammarError",
     "GrammarSpec",
+    "GrammarStuck",
     "MemoryPlan",
     "ModelConfig",
     "QueueFull",
@@ -45,5 +48,8 @@ __all__ = [
     "TokenLogprobs",
     "Vocabulary",
     "available_bytes",
+    "open_tokenizer",
+    "piece_bytes",
     "plan_memory",
+    "read_config_file",
 ]

@@ -1,10 +1,11 @@
 """What can go wrong in the engine, seen by its caller.
 
 EngineError
-├── CallerError              raised before any output; the request never ran
+├── CallerError              the request's own fault; all but GrammarStuck before any output
 │   ├── RequestTooLong       could never fit in the memory there is          -> 400
 │   ├── QueueFull            the bound on waiting requests is reached         -> 429, try later
-│   └── QueueTimeout         waited longer than the bound                     -> 503, try later
+│   ├── QueueTimeout         waited longer than the bound                     -> 503, try later
+│   └── GrammarStuck         its grammar ran into a limit or a dead end       -> 400
 └── EngineFault              ours; may come in the middle of a stream
     ├── RequestFailed        this request only; the engine goes on            -> 500
     ├── EngineStarting       weights are still loading                        -> 503, try later
@@ -34,6 +35,10 @@ class QueueTimeout(CallerError):
     code = "queue_timeout"
 
 
+class GrammarStuck(CallerError):
+    code = "grammar_stuck"
+
+
 class EngineFault(EngineError):
     pass
 
@@ -52,5 +57,13 @@ class EngineDied(EngineFault):
 
 BY_CODE: dict[str, type[EngineError]] = {
     kind.code: kind
-    for kind in (RequestTooLong, QueueFull, QueueTimeout, RequestFailed, EngineStarting, EngineDied)
+    for kind in (
+        RequestTooLong,
+        QueueFull,
+        QueueTimeout,
+        GrammarStuck,
+        RequestFailed,
+        EngineStarting,
+        EngineDied,
+    )
 }

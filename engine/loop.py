@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from engine.client import EngineStats
-from engine.errors import CallerError, EngineError, QueueTimeout, RequestFailed
+from engine.errors import CallerError, EngineError, GrammarStuck, QueueTimeout, RequestFailed
 from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
 from engine.memory import PagePool, SlotPool
 from engine.plan import StepPlan, StepResult
@@ -124,7 +124,7 @@ class EngineLoop:
         self._step_began = now
         for request_id in result.failed:
             self._forget(request_id)
-            self._send_failure(request_id, RequestFailed("the grammar could not be followed"))
+            self._send_failure(request_id, GrammarStuck("the grammar allows nothing to follow"))
         deltas = self._scheduler.commit(plan, result)
         if deltas:
             self._mailbox.send(Deltas(tuple(self._with_queue_time(delta) for delta in deltas)))

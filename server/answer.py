@@ -148,17 +148,16 @@ class Answer:
         self._timings = Timings(arrived=arrived, submitted=now)
 
     async def run(self) -> None:
-        """Generate and send. Raises what the engine raises; the exchange knows what was sent."""
+        """Generate and send. Raises what the engine raises; the exchange knows what was sent.
+
+        The sending is a task of its own: a token wakes a task through every frame that awaits it,
+        and the web framework's, above this one, are many.
+        """
         ending: Ending | None = "error"
+        sending = asyncio.create_task(self._generate_and_send())
+        sending.add_done_callback(_note_exception)
         try:
-            async with (
-                TokenStreams(self._engine, self._requests) as streams,
-                aclosing(self._chunks(streams)) as chunks,
-            ):
-                if self._draft.stream is None:
-                    await self._send_whole(chunks)
-                else:
-                    await self._send_stream(chunks, self._draft.stream)
+            await sending
         except CallerError:
             ending = None  # it never ran
             raise
@@ -167,6 +166,16 @@ class Answer:
             raise
         finally:
             self._book(ending)
+
+    async def _generate_and_send(self) -> None:
+        async with (
+            TokenStreams(self._engine, self._requests) as streams,
+            aclosing(self._chunks(streams)) as chunks,
+        ):
+            if self._draft.stream is None:
+                await self._send_whole(chunks)
+            else:
+                await self._send_stream(chunks, self._draft.stream)
 
     async def _chunks(self, streams: TokenStreams) -> AsyncGenerator[list[dict[str, Any]], None]:
         """The chunks of each delta, as it comes; the list may be empty."""
@@ -261,3 +270,9 @@ class Answer:
         if last:
             end = prefix + b"]," + _encode(last)[1:] + b"\n\n" + end
         await exchange.send_events(end, last=True)
+
+
+def _note_exception(task: asyncio.Task[None]) -> None:
+    """Whoever awaits `task` raises it, unless cancelled at that moment: asyncio would log it."""
+    if not task.cancelled():
+        task.exception()

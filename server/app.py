@@ -64,11 +64,15 @@ def create_app(
         metrics=metrics,
         limits=limits or HttpLimits(),
     )
-    api = _create_api(site, responses or ResponseStore(), has_keys=bool(api_keys))
+    api = _create_api(
+        site, responses or ResponseStore(), has_keys=bool(api_keys), open_metrics=open_metrics
+    )
     return App(api, Keyring(api_keys, open_metrics=open_metrics), metrics)
 
 
-def _create_api(site: Site, responses: ResponseStore, *, has_keys: bool) -> FastAPI:
+def _create_api(
+    site: Site, responses: ResponseStore, *, has_keys: bool, open_metrics: bool
+) -> FastAPI:
     """The routes. FastAPI's own pages are off: they would load scripts from elsewhere."""
     api = FastAPI(
         title="deltaserve",
@@ -79,7 +83,9 @@ def _create_api(site: Site, responses: ResponseStore, *, has_keys: bool) -> Fast
         redirect_slashes=False,
         exception_handlers={HTTPException: _note_refusal},
     )
-    api.openapi = lambda: openapi_document(site.version)
+    api.openapi = lambda: openapi_document(
+        site.version, has_keys=has_keys, open_metrics=open_metrics
+    )
     add_model_routes(api, site)
     add_response_routes(api, site, responses, has_keys=has_keys)
     add_message_routes(api, site)

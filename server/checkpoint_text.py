@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import msgspec
 
+from engine import read_config_file
 from server.template import ChatTemplate
-from server.tokenizer import Tokenizer, read_config_file, special_token_text
+from server.tokenizer import Tokenizer, special_token_text
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ first compilation of every grammar happens where it can be ended. What passed is
 was refused or timed out is not. Methods may be called from several threads, and block.
 """
 
+import contextlib
 import hashlib
 import queue
 import subprocess
@@ -20,6 +21,7 @@ from server.constraints_worker import Answer, Ask, read_frame, write_frame
 from server.errors import BadRequest
 
 TIME_LIMIT_S = 5.0
+START_LIMIT_S = 60.0  # of a worker, which imports little: a busy machine's worst
 NUM_WORKERS = 2
 MAX_REMEMBERED_CHARS = 4 << 20  # of grammars and their keys
 
@@ -130,6 +132,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False  # it has said so
 
     def start(self) -> None:
         self._running()
@@ -146,25 +149,35 @@ class _Worker:
     def ask(self, ask: Ask, time_limit_s: float) -> Answer | None:
         """None: it had to be killed, or died."""
         process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        timer = threading.Timer(time_limit_s, process.kill)
-        timer.start()
-        try:
-            write_frame(process.stdin, ask)  # type: ignore[arg-type]
-            body = read_frame(process.stdout)  # type: ignore[arg-type]
-        except (BrokenPipeError, ValueError):  # killed, or closed by `stop`
-            body = None
-        finally:
-            timer.cancel()
+        if not self._is_ready:
+            self._is_ready = self._receive(process, START_LIMIT_S) is not None
+        body = None
+        if self._is_ready:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError, ValueError):  # killed, or closed by `stop`
+                write_frame(process.stdin, ask)  # type: ignore[arg-type]
+                body = self._receive(process, time_limit_s)
         if body is None:
             self.stop()
             return None
         return msgspec.msgpack.decode(body, type=Answer)
 
+    def _receive(self, process: "subprocess.Popen[bytes]", time_limit_s: float) -> bytes | None:
+        """The next frame; None if the worker ends, by itself or when its time is up."""
+        assert process.stdout is not None
+        timer = threading.Timer(time_limit_s, process.kill)
+        timer.start()
+        try:
+            return read_frame(process.stdout)  # type: ignore[arg-type]
+        except ValueError:  # closed by `stop`
+            return None
+        finally:
+            timer.cancel()
+
     def _running(self) -> "subprocess.Popen[bytes]":
         if self._process is None or self._process.poll() is not None:
             self.stop()
+            self._is_ready = False
             self._process = subprocess.Popen(
                 _COMMAND,
                 stdin=subprocess.PIPE,

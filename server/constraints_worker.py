@@ -87,6 +87,7 @@ def main() -> None:
     with contextlib.suppress(ValueError, OSError):  # a lower limit is already set
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     compiler = byte_compiler()
+    write_frame(sys.stdout.buffer, Answer())  # ready: the clock of the first question starts now
     while (body := read_frame(sys.stdin.buffer)) is not None:
         ask = msgspec.msgpack.decode(body, type=Ask)
         write_frame(sys.stdout.buffer, compiled(compiler, ask))

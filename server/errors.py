@@ -18,6 +18,7 @@ import msgspec
 from engine import (
     EngineDied,
     EngineStarting,
+    GrammarStuck,
     QueueFull,
     QueueTimeout,
     RequestTooLong,
@@ -121,6 +122,12 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(
                 400,
                 "The prompt and max_tokens together need more memory than this server has.",
+                code=error.code,
+            )
+        case GrammarStuck():
+            return ErrorAnswer(
+                400,
+                "The grammar or schema came to a point where nothing may follow.",
                 code=error.code,
             )
         case QueueFull():

@@ -77,7 +77,7 @@ class ChoiceText:
             if self._wants_tokens and not self._is_hidden(token_id):
                 start = self._num_chars_read
                 self._pending.append(TokenInText(token_id, start, delta.logprobs[i]))
-            text = self._match(self._detokenizer.push((token_id,)))
+            text = self._match(self._detokenizer.push_one(token_id))
             if self._matcher.matched is not None:
                 self._stop_at_string()
                 pieces.append(self._piece(text, is_token=True))

@@ -117,8 +117,11 @@ class Flight:
         self._watcher = asyncio.create_task(self._wait_for_disconnect())
 
     def abort(self, reason: Exception) -> None:
-        """Cancel the serving task once; `reason` comes out of its `async with`."""
-        if self._task is not None and self._reason is None:
+        """Cancel the serving task once; `reason` comes out of its `async with`.
+
+        A flight whose whole answer is out lands by itself.
+        """
+        if self._task is not None and self._reason is None and not self._exchange.is_complete:
             self._reason = reason
             self._task.cancel()
 
@@ -142,5 +145,4 @@ class Flight:
     async def _wait_for_disconnect(self) -> None:
         while (await self._exchange.receive())["type"] != "http.disconnect":
             pass
-        if not self._exchange.is_complete:
-            self.abort(ClientGone())
+        self.abort(ClientGone())

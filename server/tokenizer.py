@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
+
+from engine import open_tokenizer, piece_bytes, read_config_file
 
 # Stands inside the name of a token that is to be read as text: a noncharacter of Unicode, which no
 # text should hold and which is dropped where one does.
@@ -21,23 +21,9 @@ LITERAL = "\ufdd0"
 TURN_ENDS = ("<|im_end|>", "<|endoftext|>")  # ids of these end a turn wherever they exist
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    rest = (byte for byte in range(256) if byte not in printable)
-    alphabet.update({chr(256 + i): byte for i, byte in enumerate(rest)})
-    return alphabet
-
-
-_BYTE_OF = _byte_alphabet()
-
-
 class Tokenizer:
     def __init__(self, backend: Backend, *, end_tokens: Iterable[str] = TURN_ENDS) -> None:
         """`end_tokens` are names; those the vocabulary lacks are left out of `eos_ids`."""
-        backend.no_truncation()
-        backend.no_padding()
         self._backend = backend
         added = backend.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added.items()}
@@ -55,15 +41,8 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, model_dir: Path) -> "Tokenizer":
         """Read tokenizer.json and tokenizer_config.json. Raises ValueError with one line."""
-        path = model_dir / "tokenizer.json"
-        try:
-            backend = Backend.from_buffer(path.read_bytes())
-        except FileNotFoundError:
-            raise ValueError(f"{model_dir} holds no tokenizer.json") from None
-        except Exception as error:  # the library raises plain Exception for whatever it dislikes
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        backend = open_tokenizer(model_dir)
         config = read_config_file(model_dir / "tokenizer_config.json")
-        _add_missing_tokens(backend, config)
         end_token = special_token_text(config.get("eos_token"))
         return cls(backend, end_tokens=(*TURN_ENDS, *([end_token] if end_token else [])))
 
@@ -116,11 +95,7 @@ class Tokenizer:
     def _compute_bytes(self, token_id: int) -> bytes:
         if token_id in self._added:
             return self._added[token_id].encode()
-        piece = self._piece(token_id) or ""
-        try:
-            return bytes(_BYTE_OF[char] for char in piece)
-        except KeyError:  # not spelled in the byte alphabet: the library takes it literally
-            return piece.encode()
+        return piece_bytes(self._piece(token_id) or "")
 
 
 def special_token_text(value: Any) -> str | None:
@@ -128,33 +103,3 @@ def special_token_text(value: Any) -> str | None:
     if isinstance(value, dict):
         value = cast(dict[str, Any], value).get("content")
     return value if isinstance(value, str) else None
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint; empty if there is no such file."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        return {}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from None
-
-
-def _add_missing_tokens(backend: Backend, config: dict[str, Any]) -> None:
-    """Add what only tokenizer_config.json declares: some checkpoints keep added tokens there."""
-    declared = cast(dict[str, dict[str, Any]], config.get("added_tokens_decoder") or {})
-    try:
-        tokens = sorted((int(token_id), fields) for token_id, fields in declared.items())
-        for token_id, fields in tokens:
-            content = str(fields["content"])
-            if backend.token_to_id(content) is None:
-                names = ("single_word", "lstrip", "rstrip", "normalized", "special")
-                flags = {name: bool(fields[name]) for name in names if name in fields}
-                backend.add_tokens([AddedToken(content, **flags)])
-            if backend.token_to_id(content) != token_id:
-                raise ValueError(
-                    f"tokenizer_config.json gives {content} the id {token_id}, "
-                    f"tokenizer.json {backend.token_to_id(content)}"
-                )
-    except (AttributeError, KeyError, TypeError):
-        raise ValueError("tokenizer_config.json: added_tokens_decoder is malformed") from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine import GrammarSpec, ModelConfig, SamplingParams
+from engine import ModelConfig, SamplingParams
 from server.checkpoint_text import GenerationDefaults
 from server.constraints import FIELDS, ConstraintReader
 from server.dry_breakers import DryBreakers
@@ -130,7 +130,7 @@ class Validator:
                     thinking_budget=request.thinking_token_budget,
                     thinking_end_ids=end_ids,
                 )
-        sampling = msgspec.structs.replace(sampling, grammar=self._grammar(request, thinking))
+        sampling = self._bound(sampling, request, thinking=thinking)
         valid = ValidChat(
             generation=self._generation(request, ids, sampling),
             stream=stream,
@@ -161,7 +161,7 @@ class Validator:
             num_logprobs=request.logprobs,
             num_prompt_logprobs=max((k for k in scored if k is not None), default=None),
         )
-        sampling = msgspec.structs.replace(sampling, grammar=self._grammar(request, False))
+        sampling = self._bound(sampling, request, thinking=False)
         generations: list[Generation] = []
         texts: list[str] = []
         for given in request.prompt:
@@ -293,10 +293,14 @@ class Validator:
             repetition=self._rules.repetition(request),
         )
 
-    def _grammar(
-        self, request: ChatCompletionRequest | CompletionRequest, thinking: bool
-    ) -> GrammarSpec | None:
-        """What the answer has to look like; None: anything."""
+    def _bound(
+        self,
+        sampling: SamplingParams,
+        request: ChatCompletionRequest | CompletionRequest,
+        *,
+        thinking: bool,
+    ) -> SamplingParams:
+        """`sampling` with what the answer has to look like, if the request says so."""
         fields = {name: getattr(request, name, None) for name in FIELDS}
         close_id = self._tokenizer.id_of(THINK_CLOSE) if thinking else None
         spec = self._constraints.read(
@@ -307,7 +311,11 @@ class Validator:
                 f"with thinking on, this needs a model with a {THINK_CLOSE} token",
                 param="chat_template_kwargs",
             )
-        return spec
+        if spec is None:
+            return sampling
+        # An answer that is complete ends, with `ignore_eos` too: nothing else may follow.
+        ends = tuple(sorted(self.eos_ids.union(sampling.stop_token_ids)))
+        return msgspec.structs.replace(sampling, grammar=spec, stop_token_ids=ends)
 
     def _thinking_ends(self, *, has_tools: bool) -> tuple[int, ...]:
         """The tokens that end thinking, `</think>` first: a call inside it ends it, too."""

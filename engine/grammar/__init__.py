@@ -4,7 +4,9 @@ spec        GrammarSpec, what crosses the process boundary
 vocabulary  the bytes behind the ids
 compiler    grammar text -> compiled, with a bounded cache
 matcher     one answer: ids in, masks out
+numbers     JSON numbers are kept short and finite
 rows        one matcher per running sequence, computed beside the model
+bits        masks as words
 
 llguidance does the matching: an Earley parser over lexemes whose automata are built as needed, so
 nothing is precomputed over the vocabulary. `tests/benchmarks/grammar.py` says how it was chosen.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import llguidance
-import msgspec
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
+
+from engine.tokenizer import open_tokenizer, piece_bytes
 
 
 class Vocabulary:
@@ -46,25 +47,19 @@ class Vocabulary:
     @classmethod
     def from_dir(cls, model_dir: Path, *, num_rows: int, eos_ids: tuple[int, ...]) -> "Vocabulary":
         """Read tokenizer.json, and what tokenizer_config.json adds to it."""
-        backend = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        config = model_dir / "tokenizer_config.json"
-        if config.exists():
-            declared = msgspec.json.decode(config.read_bytes(), type=dict[str, Any])
-            _add_missing(backend, declared.get("added_tokens_decoder") or {})
+        backend = open_tokenizer(model_dir)
         return cls.from_backend(backend, num_rows=num_rows, eos_ids=eos_ids)
 
     @classmethod
     def from_backend(
         cls, backend: Tokenizer, *, num_rows: int, eos_ids: tuple[int, ...]
     ) -> "Vocabulary":
-        backend.no_truncation()
-        backend.no_padding()
         pieces = backend.get_vocab(with_added_tokens=True)
         added = backend.get_added_tokens_decoder()
         token_bytes = [b""] * (max(pieces.values(), default=-1) + 1)
         for piece, token_id in pieces.items():
             if token_id not in added:
-                token_bytes[token_id] = _piece_bytes(piece)
+                token_bytes[token_id] = piece_bytes(piece)
         for token_id, token in added.items():
             token_bytes[token_id] = token.content.encode()
 
@@ -100,31 +95,3 @@ class _Wrapper:
 
     def __call__(self, text: str) -> list[int]:
         return self.encode(text)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    rest = (byte for byte in range(256) if byte not in printable)
-    alphabet.update({chr(256 + i): byte for i, byte in enumerate(rest)})
-    return alphabet
-
-
-_BYTE_OF = _byte_alphabet()
-
-
-def _piece_bytes(piece: str) -> bytes:
-    try:
-        return bytes(_BYTE_OF[char] for char in piece)
-    except KeyError:  # not spelled in the byte alphabet: the tokenizer takes it literally
-        return piece.encode()
-
-
-def _add_missing(backend: Tokenizer, declared: dict[str, dict[str, Any]]) -> None:
-    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    for _, fields in sorted((int(token_id), fields) for token_id, fields in declared.items()):
-        content = str(fields["content"])
-        if backend.token_to_id(content) is None:
-            token = AddedToken(content, **{name: fields[name] for name in flags if name in fields})
-            backend.add_tokens([token])

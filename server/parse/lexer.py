@@ -61,6 +61,10 @@ class Lexer:
         self._tags = tuple(self._kinds)
         self._held = ""
 
+    def is_plain(self, piece: str) -> bool:
+        """Whether `feed` would hand out just `piece`, as text. Most are."""
+        return not self._held and piece != "" and "<" not in piece
+
     def feed(self, piece: str) -> Iterator[Lexeme]:
         text = self._held + piece
         self._held = ""

@@ -83,6 +83,7 @@ class OutputParser:
         self._thinking = thinking
         self._state: Callable[[Lexeme], None] = self._start
         self._part: type[Reasoning] | type[Content] = Content  # what text is now
+        self.in_reasoning = thinking  # whether what comes next is reasoning, as far as is known
 
         self._num_newlines = 0  # held back at the start
         self._skips: str | None = ""  # characters dropped until another comes; None: whitespace
@@ -100,11 +101,6 @@ class OutputParser:
         self._num_finished = 0
 
     @property
-    def in_reasoning(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
-        return self._state == self._reasoning or (self._state == self._start and self._thinking)
-
-    @property
     def num_calls(self) -> int:
         """Calls reported so far."""
         return self._num_calls
@@ -114,8 +110,11 @@ class OutputParser:
         return self._num_finished > 0
 
     def feed(self, text: str) -> list[Event]:
-        for lexeme in self._lexer.feed(text):
-            self._state(lexeme)
+        if self._lexer.is_plain(text):
+            self._state(Lexeme(Kind.TEXT, text))
+        else:
+            for lexeme in self._lexer.feed(text):
+                self._state(lexeme)
         return self._take_events()
 
     def finish(self, cut: bool) -> list[Event]:
@@ -152,6 +151,9 @@ class OutputParser:
     def _reasoning(self, lexeme: Lexeme) -> None:
         if self._opener and self._follow_opener(lexeme):
             return
+        if lexeme.kind is Kind.TEXT:
+            self._text(lexeme.raw)
+            return
         match lexeme.kind:
             case Kind.TOOL_CALL:
                 self._opener = [lexeme]
@@ -163,6 +165,9 @@ class OutputParser:
 
     def _content(self, lexeme: Lexeme) -> None:
         if self._opener and self._follow_opener(lexeme):
+            return
+        if lexeme.kind is Kind.TEXT:
+            self._text(lexeme.raw)
             return
         match lexeme.kind:
             case Kind.TOOL_CALL:
@@ -196,12 +201,14 @@ class OutputParser:
 
     def _enter_reasoning(self) -> None:
         self._state, self._part = self._reasoning, Reasoning
+        self.in_reasoning = True
         self._skips = "\n"
         self._holds = None if self._tools else "\n"
         self._has_thought = True
 
     def _enter_content(self, *, skips: str | None) -> None:
         self._state, self._part = self._content, Content
+        self.in_reasoning = False
         self._skips = skips
         self._holds = None if self._tools else ""
 
@@ -230,6 +237,7 @@ class OutputParser:
     def _start_call(self, name: str) -> None:
         self._space = []
         self._state = self._in_call
+        self.in_reasoning = False
         self._reports = self._max_calls is None or self._num_calls < self._max_calls
         if self._reports:
             self._events.append(CallStart(self._num_calls, name))
@@ -265,7 +273,8 @@ class OutputParser:
         self._skips = ""
         body = text.rstrip(self._holds)
         if body:
-            self._events.append(self._part("".join(self._space) + body))
+            space = "".join(self._space) if self._space else ""
+            self._events.append(self._part(space + body))
             self._space = []
             self._after_call = False
             self._has_content = self._part is Content
@@ -289,4 +298,4 @@ class OutputParser:
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
-        return joined(events)
+        return joined(events) if len(events) > 1 else events

@@ -72,7 +72,10 @@ class _Routes:
 
     async def retrieve(self, exchange: Exchange, request: Request) -> None:
         response = self._stored(exchange, request)
-        if request.query_params.get("stream") in ("true", "1"):
+        stream = request.query_params.get("stream", "false")
+        if stream not in ("true", "1", "false", "0"):
+            raise BadRequest("stream must be true or false", param="stream")
+        if stream in ("true", "1"):
             raise BadRequest(
                 "stream: only a response that runs in the background can be streamed again",
                 param="stream",
@@ -119,10 +122,10 @@ def _no_response() -> BadRequest:
 
 def _listed(response: StoredResponse, query: Mapping[str, str]) -> bytes:
     """One page of the items the model saw."""
-    order = query.get("order") or "desc"
+    order = query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise BadRequest('order must be "asc" or "desc"', param="order")
-    limit = query.get("limit") or str(NUM_LISTED)
+    limit = query.get("limit", str(NUM_LISTED))
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 3):
         limit = "0"
     if not 1 <= int(limit) <= MAX_LISTED:

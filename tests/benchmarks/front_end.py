@@ -1,24 +1,25 @@
 """What a streamed chat token costs the server process: many streams, an engine that never waits.
 
     python -m tests.benchmarks.front_end [--streams 64] [--tokens 600] [--rounds 5]
-                                         [--engine FRAME_TOKENS] [--profile] [--uvloop]
+                                         [--profile] [--uvloop]
 
-The real application runs as `deltaserve serve` runs it, on a TCP socket, in a process of its own
-that keeps to one core. Its engine is a stand-in inside that process: each of its steps is a frame
-as the real engine sends it, with one token for every stream, which is decoded and handed out as
-`engine.EngineProcess` does; the next step comes when every stream took its token. So nothing is
-merged, every token is a chunk and a write of its own, and the server is never idle. The first half
-of an answer is reasoning. The client reads raw sockets in another process, on another core, and
-checks that each stream came whole.
+The real application, served on a TCP socket as `deltaserve serve` does it, in a process of its own
+that keeps to one core. Its engine is a stand-in inside that process: each step is a frame as the
+real engine sends it, one token for every stream, decoded and handed out as `EngineProcess` does;
+the next step begins when every stream took its token. So nothing is merged, each token is a chunk
+and a write of its own, and the server always has work. The first half of an answer is reasoning.
+The client reads raw sockets in another process, on another core, and counts the chunks it got.
 
-Reported per round, from the tenth step to the last but one:
+For each round, without its first steps and its last:
 
-    us/token   CPU time of the server process by token, user and system: system calls are in it
-    tok/s CPU  its inverse, what one core does if it does nothing else: the figure to compare
-    tok/s wall tokens by the clock; lower where the machine has other work
+    us/token   CPU time of the server process, user and system, by token; system calls are in it
+    tok/s CPU  one by that: what one core does if it does nothing else
+    tok/s wall tokens by the clock, less where the machine has other work
+    yardstick  CPU time of a fixed piece of Python, before and after the round. Cores that are
+               shared or throttled slow both alike: compare only rounds whose yardsticks agree
 
-`--profile` runs one more round under cProfile, which doubles the cost, and prints the functions
-with the most time of their own.
+`--profile` runs one more round under cProfile, which about doubles the cost of Python code, and
+prints the functions with the largest share of time of their own.
 """
 
 import argparse
@@ -27,14 +28,13 @@ import cProfile
 import json
 import multiprocessing
 import os
-import pstats
 import resource
 import selectors
 import socket
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -54,6 +54,7 @@ from server.validate import Validator
 from tests.server.text.tiny_tokenizer import SENTENCES, build_tiny_tokenizer
 
 WARM_UP_STEPS = 10
+NUM_PROFILE_ROWS = 20
 WINDOW = 65536
 MODEL_CONFIG = {
     "architectures": ["Qwen3_5ForCausalLM"],
@@ -75,6 +76,15 @@ MODEL_CONFIG = {
 
 
 @dataclass(frozen=True)
+class Options:
+    streams: int
+    tokens: int
+    rounds: int
+    profile: bool
+    uvloop: bool
+
+
+@dataclass(frozen=True)
 class Figures:
     """What the server process measured in one round."""
 
@@ -82,6 +92,7 @@ class Figures:
     wall_s: float
     user_s: float
     system_s: float
+    yardstick_s: float
 
     @property
     def us_per_token(self) -> float:
@@ -90,10 +101,37 @@ class Figures:
     def __str__(self) -> str:
         system = 1e6 * self.system_s / self.num_tokens
         return (
-            f"{self.us_per_token:8.1f} us/token ({system:.1f} of it system)"
-            f"{1e6 / self.us_per_token:10.0f} tok/s CPU"
-            f"{self.num_tokens / self.wall_s:10.0f} tok/s wall"
+            f"{self.us_per_token:6.1f} us/token ({system:.1f} of it system)"
+            f"{1e6 / self.us_per_token:8.0f} tok/s CPU"
+            f"{self.num_tokens / self.wall_s:8.0f} tok/s wall"
+            f"    yardstick {1e3 * self.yardstick_s:.1f} ms"
         )
+
+
+class Meter:
+    """Measures the process between `start` and `stop`."""
+
+    def __init__(self) -> None:
+        self._yardstick_s = yardstick_s()
+        self._wall_s, self._usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+
+    def stop(self, num_tokens: int) -> Figures:
+        wall_s, usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+        return Figures(
+            num_tokens,
+            wall_s - self._wall_s,
+            usage.ru_utime - self._usage.ru_utime,
+            usage.ru_stime - self._usage.ru_stime,
+            (self._yardstick_s + yardstick_s()) / 2,
+        )
+
+
+def yardstick_s() -> float:
+    """CPU seconds of a fixed piece of Python, which makes and drops objects as a server does."""
+    start = time.process_time()
+    for i in range(20_000):
+        b"".join([b"%x" % i, str({"index": i, "text": "x"}).encode()])
+    return time.process_time() - start
 
 
 @dataclass(slots=True)
@@ -105,14 +143,16 @@ class Stream:
 class EagerEngine:
     """Implements `engine.EngineClient`: a round begins when `num_streams` requests are in."""
 
-    def __init__(self, num_streams: int, answer: list[int], reports: Connection) -> None:
+    def __init__(
+        self, num_streams: int, answer: list[int], on_figures: Callable[[Figures], None]
+    ) -> None:
         self.state: EngineState = "ready"
         self.info: EngineInfo | None = None
         self.stats = EngineStats()
-        self.profiler: cProfile.Profile | None = None
+        self.profiler: cProfile.Profile | None = None  # set: it runs while a round is measured
         self._num_streams = num_streams
         self._answer = answer
-        self._reports = reports
+        self._on_figures = on_figures
         self._streams: dict[str, Stream] = {}
         self._num_behind = 0
         self._all_took = asyncio.Event()
@@ -129,13 +169,10 @@ class EagerEngine:
             deltas, stream.deltas = stream.deltas, []
             (delta,) = deltas
             over = delta.finish is not None
-            if not over:
-                yield delta
+            yield delta
             self._num_behind -= 1
             if not self._num_behind:
                 self._all_took.set()
-            if over:
-                yield delta
 
     def cancel(self, request_id: str) -> None:
         raise AssertionError("nothing is cancelled here")
@@ -144,66 +181,68 @@ class EagerEngine:
         """One round: every stream gets the whole answer, a token a step."""
         last = len(self._answer) - 1
         frames = [
-            encode(
-                Deltas(
-                    tuple(
-                        TokenDelta(
-                            request_id,
-                            (token_id,),
-                            FinishReason.LENGTH if step == last else None,
-                        )
-                        for request_id in ids
-                    )
-                )
-            )
-            for step, token_id in enumerate(self._answer)
+            encode(Deltas(tuple(TokenDelta(request_id, (token_id,)) for request_id in ids)))
+            for token_id in self._answer[:-1]
         ]
-        start_s, start = 0.0, resource.getrusage(resource.RUSAGE_SELF)
+        meter: Meter | None = None
         for step, frame in enumerate(frames):
             if step == WARM_UP_STEPS:
+                meter = Meter()
                 if self.profiler is not None:
                     self.profiler.enable()
-                start_s, start = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-            if step == last:
-                end_s, end = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-                if self.profiler is not None:
-                    self.profiler.disable()
-                self._reports.send(
-                    Figures(
-                        (last - WARM_UP_STEPS) * len(ids),
-                        end_s - start_s,
-                        end.ru_utime - start.ru_utime,
-                        end.ru_stime - start.ru_stime,
-                    )
-                )
-            message = decode_to_server(frame)
-            assert isinstance(message, Deltas)
-            self._num_behind = len(ids)
-            self._all_took.clear()
-            for delta in message.deltas:
-                if stream := self._streams.get(delta.request_id):
-                    stream.deltas.append(delta)
-                    stream.arrived.set()
+            self._hand_out(frame)
             await self._all_took.wait()
+        if self.profiler is not None:
+            self.profiler.disable()
+        assert meter is not None
+        self._on_figures(meter.stop((last - WARM_UP_STEPS) * len(ids)))
+        end = (self._answer[-1],)
+        self._hand_out(encode(Deltas(tuple(TokenDelta(i, end, FinishReason.LENGTH) for i in ids))))
         self._streams.clear()
 
+    def _hand_out(self, frame: bytes) -> None:
+        message = decode_to_server(frame)
+        assert isinstance(message, Deltas)
+        self._num_behind = len(message.deltas)
+        self._all_took.clear()
+        for delta in message.deltas:
+            if stream := self._streams.get(delta.request_id):
+                stream.deltas.append(delta)
+                stream.arrived.set()
 
-def run_server(arguments: argparse.Namespace, reports: Connection) -> None:
+
+def run_server(options: Options, reports: Connection) -> None:
     """The server process: its port, then the figures of each round, go to `reports`."""
     keep_to_core(0)
     with tempfile.TemporaryDirectory() as folder:
         build_tiny_tokenizer(Path(folder))
         checkpoint = read_checkpoint_text(Path(folder))
-    with asyncio.Runner(loop_factory=loop_factory(arguments.uvloop)) as runner:
-        runner.run(serve_rounds(arguments, checkpoint, reports))
+    loop_factory = None
+    if options.uvloop:
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(serve_rounds(options, checkpoint, reports))
 
 
-async def serve_rounds(
-    arguments: argparse.Namespace, checkpoint: CheckpointText, reports: Connection
-) -> None:
+async def serve_rounds(options: Options, checkpoint: CheckpointText, reports: Connection) -> None:
     tokenizer = checkpoint.tokenizer
-    answer = answer_ids(checkpoint, arguments.tokens)
-    engine = EagerEngine(arguments.streams, answer, reports)
+    num_rounds_left = options.rounds + options.profile
+
+    def on_figures(figures: Figures) -> None:
+        nonlocal num_rounds_left
+        num_rounds_left -= 1
+        if engine.profiler is None:
+            reports.send(figures)
+        else:
+            print_profile(engine.profiler, figures.num_tokens)
+        if not num_rounds_left:
+            lifecycle.ended.set()
+        elif options.profile and num_rounds_left == 1:
+            engine.profiler = cProfile.Profile()
+
+    engine = EagerEngine(options.streams, answer_ids(checkpoint, options.tokens), on_figures)
     checker = GrammarChecker()
     limits = HttpLimits()
     lifecycle = Lifecycle(engine, request_timeout_s=limits.request_timeout_s)
@@ -227,22 +266,6 @@ async def serve_rounds(
         limits=limits,
     )
 
-    async def obey() -> None:
-        """Orders come over the same pipe: `profile`, `print`, `stop`."""
-        while True:
-            order = await asyncio.to_thread(reports.recv)
-            if order == "profile":
-                engine.profiler = cProfile.Profile()
-            elif order == "print":
-                assert engine.profiler is not None
-                print_profile(engine.profiler, (arguments.tokens - 1 - WARM_UP_STEPS) * arguments.streams)
-            else:
-                lifecycle.ended.set()
-                return
-            reports.send(None)
-
-    orders = asyncio.create_task(obey())
-
     async def start() -> None:
         checker.start()
 
@@ -258,7 +281,6 @@ async def serve_rounds(
         limits=limits,
         on_listening=lambda address: reports.send(int(address.rpartition(":")[2])),
     )
-    await orders
 
 
 def answer_ids(checkpoint: CheckpointText, num_tokens: int) -> list[int]:
@@ -271,16 +293,19 @@ def answer_ids(checkpoint: CheckpointText, num_tokens: int) -> list[int]:
     return prose
 
 
-def loop_factory(uses_uvloop: bool):
-    if not uses_uvloop:
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
-
-
 def print_profile(profiler: cProfile.Profile, num_tokens: int) -> None:
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(40)
+    entries = sorted(profiler.getstats(), key=lambda entry: -entry.inlinetime)
+    total_s = sum(entry.inlinetime for entry in entries)
+    print("\n| own time | calls per token | function |\n|---|---|---|")
+    for entry in entries[:NUM_PROFILE_ROWS]:
+        code = entry.code
+        name = code if isinstance(code, str) else f"{short_path(code.co_filename)} {code.co_name}"
+        share, calls = 100 * entry.inlinetime / total_s, entry.callcount / num_tokens
+        print(f"| {share:.1f} % | {calls:.2f} | `{name.strip('<>')}` |")
+
+
+def short_path(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
 
 
 def keep_to_core(index: int) -> None:
@@ -306,59 +331,72 @@ def read_streams(port: int, num_streams: int, num_tokens: int) -> None:
     )
     selector = selectors.DefaultSelector()
     for _ in range(num_streams):
-        wire = socket.create_connection(("127.0.0.1", port))
+        wire = connect(port)
         wire.sendall(head + body)
-        wire.setblocking(False)
         selector.register(wire, selectors.EVENT_READ, bytearray())
-    num_open = num_streams
-    while num_open:
+    while selector.get_map():
         for key, _ in selector.select():
             wire, received = key.fileobj, key.data
             assert isinstance(wire, socket.socket)
             data = wire.recv(1 << 16)
             received += data
             if not data:
-                num_open -= 1
                 selector.unregister(wire)
                 wire.close()
-                num_events = received.count(b"data: {")
-                # All tokens but the closing tag of the thinking make a chunk.
-                assert num_events == num_tokens - 1, (num_events, bytes(received[:600]))
-                assert received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), received[-200:]
+                check_stream(bytes(received), num_tokens)
     selector.close()
 
 
-def main() -> None:
+def connect(port: int) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:  # it says its address a moment before it listens
+            time.sleep(0.05)
+
+
+def check_stream(received: bytes, num_tokens: int) -> None:
+    """Every token made a chunk, but the end of the thinking, and the stream has its end."""
+    num_chunks = received.count(b"data: {")
+    if num_chunks != num_tokens - 1 or b"data: [DONE]" not in received[-40:]:
+        raise SystemExit(f"a stream is not whole: {num_chunks} chunks, begins {received[:500]!r}")
+
+
+def parse_options() -> Options:
     parser = argparse.ArgumentParser(description="What a streamed chat token costs the server.")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=600, help="per stream")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--uvloop", action="store_true", help="instead of asyncio's own loop")
-    arguments = parser.parse_args()
+    options = Options(**vars(parser.parse_args()))
+    if options.tokens < WARM_UP_STEPS + 2 or options.streams < 1 or options.rounds < 1:
+        parser.error(f"at least {WARM_UP_STEPS + 2} tokens, one stream and one round")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
     context = multiprocessing.get_context("spawn")
-    reports, theirs = context.Pipe()
-    server = context.Process(target=run_server, args=(arguments, theirs))
+    reports, theirs = context.Pipe(duplex=False)
+    server = context.Process(target=run_server, args=(options, theirs))
     server.start()
+    theirs.close()
     keep_to_core(1)
-    port: int = reports.recv()
-    time.sleep(0.5)
-
-    def run_round() -> Figures:
-        read_streams(port, arguments.streams, arguments.tokens)
-        return reports.recv()
-
-    figures = [run_round() for _ in range(arguments.rounds)]
-    for each in figures:
-        print(each)
-    if arguments.profile:
-        reports.send("profile")
-        reports.recv()
-        run_round()
-        reports.send("print")
-        reports.recv()
-    reports.send("stop")
-    server.join()
+    try:
+        port: int = reports.recv()
+        figures: list[Figures] = []
+        for _ in range(options.rounds):
+            read_streams(port, options.streams, options.tokens)
+            figures.append(reports.recv())
+            print(figures[-1], flush=True)
+        us_per_token = statistics.median(each.us_per_token for each in figures)
+        print(f"median {us_per_token:.1f} us/token, {1e6 / us_per_token:.0f} tok/s on one core")
+        if options.profile:
+            read_streams(port, options.streams, options.tokens)
+        server.join()
+    finally:
+        server.kill()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -21,6 +22,7 @@ DIES = 90
 HANGS = 91
 RAISES = 92
 SLOW = 93  # 20 ms a step
+STUCK = 94  # its grammar allows nothing to follow
 
 NUM_PAGES = 20
 NUM_SLOTS = 4
@@ -60,7 +62,12 @@ class FaultyRunner:
         if any(RAISES in prompt for prompt in prompts):
             self._runner.rubbish |= {part.slot for part in plan.slices}
             return Handle(None)
-        return Handle(result)
+        stuck = tuple(
+            part.request_id
+            for part, prompt in zip(plan.slices, prompts, strict=True)
+            if STUCK in prompt and part.samples
+        )
+        return Handle(replace(result, failed=stuck))
 
 
 def build(config: EngineConfig) -> Built:

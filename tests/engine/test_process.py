@@ -14,7 +14,14 @@ import pytest
 
 from engine.client import EngineStats
 from engine.config import EngineConfig
-from engine.errors import EngineDied, QueueFull, QueueTimeout, RequestFailed, RequestTooLong
+from engine.errors import (
+    EngineDied,
+    GrammarStuck,
+    QueueFull,
+    QueueTimeout,
+    RequestFailed,
+    RequestTooLong,
+)
 from engine.process import EngineProcess
 from engine.request import FinishReason, Request
 from tests.engine import fake_worker
@@ -200,6 +207,20 @@ def test_a_step_that_raises_costs_one_request() -> None:
                 await generate(engine, with_ids(make_request("bad", 5, 5), fake_worker.RAISES))
             assert await bystander == solo_run(slow)
             assert engine.stats.num_restarts == 0
+
+    run(test)
+
+
+def test_a_grammar_that_is_stuck_ends_its_request_alone() -> None:
+    async def test() -> None:
+        async with started() as engine:
+            slow = with_ids(make_request("bystander", 5, 40), fake_worker.SLOW)
+            bystander = asyncio.create_task(generate(engine, slow))
+            await until(lambda: engine.stats.num_running == 1)
+            with pytest.raises(GrammarStuck):
+                await generate(engine, with_ids(make_request("stuck", 5, 5), fake_worker.STUCK))
+            assert await bystander == solo_run(slow)
+            await until(lambda: engine.stats.num_slots_used == 0)
 
     run(test)
 

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from server.tokenizer import Tokenizer
-from tests.server.text.tiny_tokenizer import ADDED_TOKENS, SENTENCES, train_tiny_tokenizer
+from tests.server.text.tiny_tokenizer import (
+    ADDED_TOKENS,
+    SENTENCES,
+    build_tiny_tokenizer,
+    train_tiny_tokenizer,
+)
 
 BACKEND = train_tiny_tokenizer()
 TINY = Tokenizer(train_tiny_tokenizer())
@@ -87,11 +92,13 @@ def test_added_tokens_with_characters_outside_and_inside_the_alphabet():
         assert tokenizer.decode(tokenizer.encode(name)) == name
 
 
-def test_truncation_and_padding_of_the_file_are_dropped():
+def test_truncation_and_padding_of_the_file_are_dropped(tmp_path: Path):
+    build_tiny_tokenizer(tmp_path)
     backend = train_tiny_tokenizer()
     backend.enable_truncation(2)
     backend.enable_padding(length=9)
-    assert len(Tokenizer(backend).encode("a b c d")) == 4
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert len(Tokenizer.from_dir(tmp_path).encode("a b c d")) == 4
 
 
 def test_threads_see_the_same():

@@ -1,0 +1,231 @@
+"""schemathesis against the served application, by the server's own OpenAPI document.
+
+All operations, over a real socket: values at the edges of every schema, random valid and invalid
+requests, and chains of them (create a response, read it, delete it, read it again). The checks are
+schemathesis' own: no status 5xx, only statuses, content types, headers and bodies that the document
+knows, invalid requests refused, keys asked for, 405 for other methods, nothing left of the deleted.
+
+A request that fits the schema may still be refused with 400: half of the rules need the model, the
+tokenizer or another field. The engine of schemathesis is driven directly and in a thread: one loop
+serves, as in production, and every problem is told, not the first.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.transport import Response
+from schemathesis.engine import Status, events, from_schema
+
+from engine import FinishReason, QueueFull, Request
+from server.http_limits import HttpLimits
+from server.messages.fault import MESSAGES_PATH
+from server.openapi import openapi_document
+from server.tokenizer import Tokenizer
+from server.validate import Validator
+from tests.fakes import FakeServer, Script, build_server
+from tests.server.http.asking import say
+from tests.server.http.live import serving
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-test"
+STREAMS = {
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/responses",
+    f"POST {MESSAGES_PATH}",
+}
+NEVER_SUCCEEDS = {"POST /v1/responses/{id}/cancel"}
+LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete"}
+ALLOWED_OF_VALID = ["2xx", "400", "404"]  # 404: a model, or a response, that there is not
+UNWELL = {
+    "not_a_server_error": {"expected-statuses": ["2xx", "4xx", "503"]},
+    "positive_data_acceptance": {"enabled": False},
+    "negative_data_rejection": {"enabled": False},
+}
+
+
+class Run:
+    """What schemathesis did and found."""
+
+    def __init__(self) -> None:
+        self.problems: dict[str, str] = {}
+        self.statuses: defaultdict[str, set[int]] = defaultdict(set)  # by operation
+        self.streamed: set[str] = set()
+
+    def fuzz(self, url: str, **options: Any) -> None:
+        """Blocks: the server has to run in another thread."""
+        config = {
+            "base-url": url,
+            "seed": 20,
+            "continue-on-failure": True,
+            "max-stream-events": 10_000,
+            "generation": {"deterministic": True, "database": "none", "no-shrink": True},
+            "checks": {"positive_data_acceptance": {"expected-statuses": ALLOWED_OF_VALID}},
+            "auth": {"openapi": {"key": {"bearer": KEY}, "anthropic_key": {"api_key": KEY}}},
+            **options,
+        }
+        headers = {"authorization": f"Bearer {KEY}"}
+        document = httpx.get(f"{url}/openapi.json", headers=headers, trust_env=False).json()
+        schema = schemathesis.openapi.from_dict(
+            document, config=SchemathesisConfig.from_dict(config)
+        )
+        for event in from_schema(schema).execute():
+            match event:
+                case events.FatalError():
+                    raise event.exception
+                case events.NonFatalError():
+                    self.problems[f"{event.label}: error"] = repr(event.value)
+                case events.ScenarioFinished():
+                    self._read(event)
+                case _:
+                    pass
+
+    def _read(self, event: events.ScenarioFinished) -> None:
+        recorder = event.recorder
+        for case_id, interaction in recorder.interactions.items():
+            if interaction.response is None:
+                continue
+            operation = recorder.cases[case_id].value.operation.label
+            if recorder.cases[case_id].value.method == operation.partition(" ")[0]:
+                self.statuses[operation].add(interaction.response.status_code)
+            if interaction.response.headers["content-type"][0].startswith("text/event-stream"):
+                self.streamed.add(operation)
+                check_stream(interaction.response)
+        for nodes in recorder.checks.values():
+            for node in nodes:
+                if node.status is Status.FAILURE and node.failure_info is not None:
+                    failure = node.failure_info.failure
+                    text = f"{failure.message}\n{node.failure_info.code_sample}"
+                    self.problems.setdefault(f"{recorder.label}: {failure.title}", text)
+                assert node.status is not Status.ERROR, (recorder.label, node.name)
+
+    @property
+    def report(self) -> str:
+        return "\n\n".join(f"{title}\n{text[:1500]}" for title, text in self.problems.items())
+
+
+def check_stream(response: Response) -> None:
+    """Whole events, none of them an error, the last one what ends a stream of this API."""
+    blocks = response.text.split("\n\n")
+    assert blocks.pop() == ""
+    *datas, last = [block.rpartition("data: ")[2] for block in blocks]
+    for data in datas:
+        event = json.loads(data)
+        assert "error" not in event or event["error"] is None
+    assert last == "[DONE]" or json.loads(last)["type"] in LAST_EVENTS
+
+
+def build(
+    validator: Validator, tokenizer: Tokenizer, *keys: str, limits: HttpLimits | None = None
+) -> FakeServer:
+    """A server whose model says a sentence, up to the limit asked for."""
+    server = build_server(validator, tokenizer, api_keys=keys, limits=limits)
+    ids = tuple(step[0] for step in say(tokenizer, "The quick brown fox."))
+
+    def script(request: Request) -> Script:
+        said = ids[: request.sampling.max_tokens]
+        return Script([said], FinishReason.STOP if said == ids else FinishReason.LENGTH)
+
+    server.engine.default = script
+    return server
+
+
+def documented(**choices: Any) -> set[str]:
+    paths = openapi_document("1.2.3", **choices)["paths"]
+    return {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+
+
+async def test_the_document_is_what_the_server_does(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    server = build(validator, tokenizer)
+    run = Run()
+    phases = {
+        "coverage": {"unexpected-methods": ["PUT"]},
+        "fuzzing": {"generation": {"max-examples": 15}},
+        "stateful": {"max-steps": 5, "generation": {"max-examples": 15}},
+    }
+    async with serving(server) as live:
+        await asyncio.to_thread(run.fuzz, live.url, phases=phases, auth={})
+    assert not run.problems, run.report
+    # The fuzzing went deep enough to mean something.
+    assert {o for o, seen in run.statuses.items() if 200 in seen} == documented() - NEVER_SUCCEEDS
+    assert run.streamed == STREAMS
+    assert all(401 not in seen for seen in run.statuses.values())
+    assert len(server.engine.submitted) > 500
+    assert server.engine.num_active == server.lifecycle.num_in_flight == 0
+
+
+async def test_the_document_of_a_server_with_a_key(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    """With the key in every request, which `ignored_auth` takes away and spoils."""
+    server = build(validator, tokenizer, KEY)
+    run = Run()
+    phases = {
+        "coverage": {"enabled": False},
+        "fuzzing": {"generation": {"max-examples": 8}},
+        "stateful": {"max-steps": 5, "generation": {"max-examples": 5}},
+    }
+    async with serving(server) as live:
+        await asyncio.to_thread(run.fuzz, live.url, phases=phases)
+        async with httpx.AsyncClient(base_url=live.url, trust_env=False) as client:
+            document = (await client.get("/openapi.json", headers={"x-api-key": KEY})).json()
+            assert set(document) == {"error"}  # Anthropic's way of sending a key is for its routes
+    assert not run.problems, run.report
+    assert set(run.statuses) == documented()
+    guarded = {o for o, seen in run.statuses.items() if 401 in seen}
+    probes = {o for o in documented() if o.split(" ")[1] in ("/live", "/ready", "/health", "/ping")}
+    assert guarded == documented() - probes - NEVER_SUCCEEDS
+
+
+@pytest.mark.parametrize(("state", "status"), [("full", 429), ("starting", 503), ("dead", 503)])
+async def test_the_document_knows_a_server_that_is_not_well(
+    validator: Validator, tokenizer: Tokenizer, state: Any, status: int
+) -> None:
+    server = build(validator, tokenizer)
+    if state == "full":
+        server.engine.default = lambda request: Script([QueueFull("full")])
+    run = Run()
+    phases = {
+        "coverage": {"enabled": False},
+        "fuzzing": {"generation": {"max-examples": 3, "mode": "positive"}},
+        "stateful": {"enabled": False},
+    }
+    async with serving(server) as live:
+        if state != "full":
+            server.engine.state = state
+        await asyncio.to_thread(run.fuzz, live.url, phases=phases, auth={}, checks=UNWELL)
+    assert not run.problems, run.report
+    assert {o for o, seen in run.statuses.items() if status in seen} >= STREAMS
+
+
+async def test_the_document_knows_what_is_too_large(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    limits = HttpLimits(max_body_bytes=100, max_head_bytes=4096)
+    large: list[tuple[int, dict[str, Any]]] = [
+        (413, {"json": {"model": "x" * 200}}),
+        (431, {"headers": {"x-large": "x" * 5000}, "json": {}}),
+        (415, {"content": b"{}", "headers": {"content-type": "text/plain"}}),
+    ]
+    async with (
+        serving(build(validator, tokenizer, limits=limits)) as live,
+        httpx.AsyncClient(base_url=live.url, trust_env=False) as client,
+    ):
+        schema = schemathesis.openapi.from_dict((await client.get("/openapi.json")).json())
+        for operation in documented() - NEVER_SUCCEEDS:
+            method, path = operation.split(" ")
+            if method != "POST":
+                continue
+            for status, request in large:
+                response = await client.post(path, **request)
+                assert response.status_code == status
+                schema[path]["POST"].validate_response(response)
