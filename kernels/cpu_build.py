@@ -105,7 +105,8 @@ def build(source: Path, *, folder: Path, compiler: Compiler) -> Path:
     target = folder / f"{source.parent.name}-{source.stem}-{key.hexdigest()[:24]}.so"
     if target.exists():
         return target
-    logger.info("compiling the %s kernels for this CPU, once", source.parent.name)
+    name = "thread team" if source.parent == _SOURCES else source.parent.name
+    logger.info("compiling the %s for this CPU, once", name)
     errors = ""
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         unfinished = Path(scratch) / target.name
