@@ -29,8 +29,7 @@ from server.arguments import (
 )
 from server.bench.run import run_bench
 from server.checkpoint_text import read_checkpoint_text
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
+from server.constraints import ConstraintReader, GrammarChecker
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics

@@ -44,8 +44,8 @@ from engine.ipc import Deltas, decode_to_server, encode
 from engine.request import TokenDelta
 from server.app import create_app
 from server.checkpoint_text import CheckpointText, read_checkpoint_text
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
+from server.constraints.checker import GrammarChecker
+from server.constraints.reader import ConstraintReader
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics

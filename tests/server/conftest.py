@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
+from server.constraints import ConstraintReader, GrammarChecker
 
 
 @pytest.fixture(scope="session")

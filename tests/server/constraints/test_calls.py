@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
 from engine import GrammarSpec
-from server.constraints import ConstraintReader
-from server.constraints_calls import MAX_CALLS
+from server.constraints.calls import MAX_CALLS
+from server.constraints.reader import ConstraintReader
 from server.errors import BadRequest
 from server.parse import CallArguments, CallEnd, CallStart, Content, OutputParser
 from tests.engine.grammar.sampling import Babbler

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from engine import GrammarCompiler
-from server.constraints_checker import GrammarChecker
-from server.constraints_worker import Answer, Ask, byte_compiler, compiled
+from server.constraints.checker import GrammarChecker
+from server.constraints.worker import Answer, Ask, byte_compiler, compiled
 from server.errors import BadRequest
 
 GOOD = 'start: "a" | "b"'

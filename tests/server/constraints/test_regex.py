@@ -6,7 +6,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from engine import GrammarError, GrammarSpec
-from server.constraints_regex import MAX_REPEAT, UnsupportedRegex, found, literal, whole
+from server.constraints.regex import MAX_REPEAT, UnsupportedRegex, found, literal, whole
 from tests.engine.grammar.sampling import Babbler, NoEnd
 
 PATTERNS = [

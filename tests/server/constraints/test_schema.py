@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
-from server.constraints_schema import (
+from server.constraints.checker import GrammarChecker
+from server.constraints.reader import ConstraintReader
+from server.constraints.schema import (
     MAX_DEPTH,
     MAX_ENUM_VALUES,
     MAX_PROPERTIES,

@@ -4,8 +4,7 @@ import pytest
 
 from engine import GrammarSpec, ModelConfig
 from server.checkpoint_text import CheckpointText
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
+from server.constraints import ConstraintReader, GrammarChecker
 from server.errors import BadRequest
 from server.protocol import ChatCompletionRequest, parse_wire
 from server.valid import StreamOptions, ValidChat

@@ -7,8 +7,7 @@ import pytest
 
 from engine import ModelConfig, SamplingParams
 from server.checkpoint_text import CheckpointText
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
+from server.constraints import ConstraintReader, GrammarChecker
 from server.errors import BadRequest
 from server.protocol import ChatCompletionRequest, CompletionRequest, parse_wire
 from server.repetition import RepetitionRule

@@ -4,8 +4,7 @@ import pytest
 
 from engine import ModelConfig, SamplingParams
 from server.checkpoint_text import CheckpointText, GenerationDefaults
-from server.constraints import ConstraintReader
-from server.constraints_checker import GrammarChecker
+from server.constraints import ConstraintReader, GrammarChecker
 from server.errors import BadRequest
 from server.protocol import CompletionRequest, parse_wire
 from server.valid import Generation

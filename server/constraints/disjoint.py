@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from server.constraints_refs import Schema, followed
+from server.constraints.refs import Schema, followed
 
 
 def are_disjoint(branches: list[Any], root: Any) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from server.constraints import ConstraintReader
+from server.constraints.reader import ConstraintReader
 from server.errors import BadRequest
 from tests.engine.grammar.sampling import Babbler
 

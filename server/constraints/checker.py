@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from server.constraints_worker import Answer, Ask, read_frame, write_frame
+from server.constraints.worker import Answer, Ask, read_frame, write_frame
 from server.errors import BadRequest
 
 TIME_LIMIT_S = 5.0
@@ -25,14 +25,14 @@ START_LIMIT_S = 60.0  # of a worker, which imports little: a busy machine's wors
 NUM_WORKERS = 2
 MAX_REMEMBERED_CHARS = 4 << 20  # of grammars and their keys
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 # Not `-m`: that looks for `server` in the user's working directory first.
 _COMMAND = (
     sys.executable,
     "-P",
     "-c",
     f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
-    "from server.constraints_worker import main; main()",
+    "from server.constraints.worker import main; main()",
 )
 
 # What the engine says, and what a client is told of it: never the engine's own words.

@@ -19,10 +19,10 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from server.constraints_refs import followed
-from server.constraints_regex import literal
-from server.constraints_schema import Schema, check_size, normalized, param_of
-from server.constraints_strings import (
+from server.constraints.refs import followed
+from server.constraints.regex import literal
+from server.constraints.schema import Schema, check_size, normalized, param_of
+from server.constraints.strings import (
     ANY,
     ANY_TEXT,
     terminal_of_literals,

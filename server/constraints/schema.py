@@ -20,11 +20,11 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
-from server.constraints_disjoint import are_disjoint
-from server.constraints_finite import has_finite_value
-from server.constraints_formats import FORMATS
-from server.constraints_refs import resolved
-from server.constraints_regex import UnsupportedRegex, found
+from server.constraints.disjoint import are_disjoint
+from server.constraints.finite import has_finite_value
+from server.constraints.formats import FORMATS
+from server.constraints.refs import resolved
+from server.constraints.regex import UnsupportedRegex, found
 from server.errors import BadRequest
 
 MAX_SCHEMA_BYTES = 256 * 1024

@@ -1,14 +1,14 @@
 """Strings that stand in the answer as raw text, without quotes or escapes: values of tool calls.
 
 A JSON schema of a string becomes a terminal of the grammar: an intersection of expressions for its
-keywords. Schemas here are normalised ones (`constraints_schema`).
+keywords. Schemas here are normalised ones (see `schema`).
 """
 
 from typing import Any, cast
 
-from server.constraints_formats import FORMATS
-from server.constraints_regex import ANYTHING, literal
-from server.constraints_schema import Schema, param_of
+from server.constraints.formats import FORMATS
+from server.constraints.regex import ANYTHING, literal
+from server.constraints.schema import Schema, param_of
 from server.errors import BadRequest
 
 ANY = ""  # every string

@@ -18,10 +18,10 @@ from typing import Any, cast
 import msgspec
 
 from engine import GrammarSpec
-from server.constraints_calls import MAX_CALLS, CallGrammar, json_text
-from server.constraints_checker import GrammarChecker
-from server.constraints_regex import UnsupportedRegex, whole
-from server.constraints_schema import MAX_ENUM_VALUES, MAX_SCHEMA_BYTES, normalized, param_of
+from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
+from server.constraints.checker import GrammarChecker
+from server.constraints.regex import UnsupportedRegex, whole
+from server.constraints.schema import MAX_ENUM_VALUES, MAX_SCHEMA_BYTES, normalized, param_of
 from server.errors import BadRequest
 from server.json_body import decode_object
 

@@ -1,0 +1,14 @@
+"""What a request demands of the shape of its answer, read into a grammar for the engine.
+
+reader    request fields -> `GrammarSpec`: the way in
+calls     tools -> the grammar of the model's XML calls
+schema    JSON schemas, checked and brought into the form the grammar engine takes; with its parts
+          refs, formats, strings, finite and disjoint
+regex     clients' regular expressions
+checker   compiles what came out in a process that can be killed (`worker`)
+"""
+
+from server.constraints.checker import GrammarChecker
+from server.constraints.reader import FIELDS, ConstraintReader
+
+__all__ = ["FIELDS", "ConstraintReader", "GrammarChecker"]
