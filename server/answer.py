@@ -159,7 +159,8 @@ class Answer:
         try:
             await sending
         except CallerError:
-            ending = None  # it never ran
+            if not any(clock.has_started for clock in self._clocks):
+                ending = None  # it never ran
             raise
         except asyncio.CancelledError:
             ending = "abort"

@@ -32,6 +32,7 @@ from uvicorn.server import ServerState
 from server.auth import PROBES
 from server.errors import ErrorAnswer
 from server.exchange import Receive, Scope, Send
+from server.messages.fault import MessagesExchange, exchange_for, messages_error
 
 LINGER_S = 2.0  # how long a refused client may go on sending before the connection is cut
 SPARE_CONNECTIONS = 64  # above the bound, so that probes and 503s still get through
@@ -387,7 +388,9 @@ def _raw_answer(answer: ErrorAnswer) -> bytes:
 
 
 async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
-    body = TOO_MANY_CONNECTIONS.body()
-    headers = _headers(TOO_MANY_CONNECTIONS, body)
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    exchange = exchange_for(scope, receive, send)
+    answer = TOO_MANY_CONNECTIONS
+    if isinstance(exchange, MessagesExchange):
+        answer = messages_error(answer)
+    headers = [(b"connection", b"close"), *answer.headers()]
+    await exchange.reply(answer.body(), status=answer.status, headers=headers)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import openai
 import pytest
 from pydantic import BaseModel, Strict
-from pydantic_ai import Agent, ModelRetry, NativeOutput, models
+from pydantic_ai import Agent, ModelRetry, NativeOutput
 from pydantic_ai.messages import ModelMessage, ThinkingPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models import Model
 from pydantic_ai.models.openai import (
@@ -133,9 +133,7 @@ APIS = pytest.mark.parametrize("api", ["chat", "responses", "responses, chained"
 async def served(
     validator: Validator,  # noqa: F811
     tokenizer: Tokenizer,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Served]:
-    monkeypatch.setattr(models, "ALLOW_MODEL_REQUESTS", True)
     async with serving(build_server(validator, tokenizer, api_keys=(KEY,))) as live:
         served = Served(live, tokenizer)
         live.server.engine.default = served.script

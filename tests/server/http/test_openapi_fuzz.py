@@ -13,6 +13,7 @@ serves, as in production, and every problem is told, not the first.
 import asyncio
 import json
 from collections import defaultdict
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -25,12 +26,24 @@ from schemathesis.engine import Status, events, from_schema
 from engine import FinishReason, QueueFull, Request
 from server.http_limits import HttpLimits
 from server.messages.fault import MESSAGES_PATH
+from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.openapi import openapi_document
+from server.openapi_schemas import EXAMPLES, FIELDS
+from server.protocol import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    WireModel,
+    parse_wire,
+)
+from server.responses.protocol import ResponsesRequest
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer, Script, build_server
 from tests.server.http.asking import say
-from tests.server.http.live import serving
+from tests.server.http.live import get, post, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -41,6 +54,21 @@ STREAMS = {
     "POST /v1/responses",
     f"POST {MESSAGES_PATH}",
 }
+WITH_BODY = sorted(
+    path
+    for path, methods in openapi_document("1.2.3")["paths"].items()
+    if "requestBody" in methods.get("post", {})
+)
+MODELS: list[type[WireModel]] = [
+    ChatMessage,
+    ChatCompletionRequest,
+    CompletionRequest,
+    CountTokensRequest,
+    DetokenizeRequest,
+    MessagesRequest,
+    ResponsesRequest,
+    TokenizeRequest,
+]
 NEVER_SUCCEEDS = {"POST /v1/responses/{id}/cancel"}
 LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete"}
 ALLOWED_OF_VALID = ["2xx", "400", "404"]  # 404: a model, or a response, that there is not
@@ -207,25 +235,81 @@ async def test_the_document_knows_a_server_that_is_not_well(
     assert {o for o, seen in run.statuses.items() if status in seen} >= STREAMS
 
 
-async def test_the_document_knows_what_is_too_large(
+async def test_the_document_knows_what_is_refused_unread(
     validator: Validator, tokenizer: Tokenizer
 ) -> None:
-    limits = HttpLimits(max_body_bytes=100, max_head_bytes=4096)
-    large: list[tuple[int, dict[str, Any]]] = [
+    limits = HttpLimits(max_body_bytes=100, max_head_bytes=4096, body_pause_s=0.01)
+    requests: list[tuple[int, dict[str, Any]]] = [
         (413, {"json": {"model": "x" * 200}}),
         (431, {"headers": {"x-large": "x" * 5000}, "json": {}}),
         (415, {"content": b"{}", "headers": {"content-type": "text/plain"}}),
     ]
+    schema = schemathesis.openapi.from_dict(openapi_document("1.2.3", has_keys=False))
     async with (
         serving(build(validator, tokenizer, limits=limits)) as live,
         httpx.AsyncClient(base_url=live.url, trust_env=False) as client,
     ):
-        schema = schemathesis.openapi.from_dict((await client.get("/openapi.json")).json())
-        for operation in documented() - NEVER_SUCCEEDS:
-            method, path = operation.split(" ")
-            if method != "POST":
-                continue
-            for status, request in large:
+        for path in WITH_BODY:
+            for status, request in requests:
                 response = await client.post(path, **request)
                 assert response.status_code == status
                 schema[path]["POST"].validate_response(response)
+            reply = await live.ask(post(path, {"model": "tiny"})[:-5])  # the rest never comes
+            assert reply.status == 408
+            response = httpx.Response(
+                408,
+                headers=reply.headers,
+                content=reply.body,
+                request=httpx.Request("POST", live.url + path),
+            )
+            response.elapsed = timedelta(0)
+            schema[path]["POST"].validate_response(response)
+
+
+async def test_the_document_knows_one_connection_too_many(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    schema = schemathesis.openapi.from_dict(openapi_document("1.2.3", has_keys=False))
+    async with serving(build(validator, tokenizer, limits=HttpLimits(max_connections=1))) as live:
+        held = await live.connect()
+        await held.send(get("/live"))
+        assert (await held.reply()).status == 200
+        for path in WITH_BODY:
+            headers = {"x-request-id": "mine"}
+            async with httpx.AsyncClient(base_url=live.url, trust_env=False) as client:
+                response = await client.post(path, json={}, headers=headers)
+            assert response.status_code == 503
+            assert response.headers["connection"] == "close"
+            assert response.headers["x-request-id"] == "mine"
+            schema[path]["POST"].validate_response(response)
+        await held.close()
+
+
+def test_what_the_document_adds_is_there_to_be_added_to() -> None:
+    """Fields and examples by name: the models have them, and examples are what they describe."""
+    schemas = openapi_document("1.2.3")["components"]["schemas"]
+    for described in (FIELDS, EXAMPLES):
+        for name, fields in described.items():
+            model = next(model for model in MODELS if model.__name__ == name)
+            assert set(fields) <= set(model.model_fields), name
+    for name, example in EXAMPLES.items():
+        model = next(model for model in MODELS if model.__name__ == name)
+        parse_wire(model, example)
+        assert set(schemas[name].get("required", ())) <= set(example)
+
+
+def test_operation_ids_are_unique_and_links_lead_somewhere() -> None:
+    operations = [
+        operation
+        for methods in openapi_document("1.2.3")["paths"].values()
+        for operation in methods.values()
+    ]
+    ids = [operation["operationId"] for operation in operations]
+    assert len(set(ids)) == len(ids)
+    links = [
+        link["operationId"]
+        for operation in operations
+        for link in operation["responses"].get("200", {}).get("links", {}).values()
+    ]
+    assert len(links) == 4
+    assert set(links) <= set(ids)
