@@ -96,6 +96,8 @@ class ErrorAnswer:
         headers: list[tuple[bytes, bytes]] = []
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % self.retry_after_s))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         if self.allow is not None:
             headers.append((b"allow", self.allow.encode("ascii")))
         return headers

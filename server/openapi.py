@@ -30,6 +30,7 @@ from server.responses.protocol import ResponsesRequest
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
+_PLAIN_TEXT = "text/plain"
 _ANYWHERE = (400, 405, 408, 431, 500, 503)
 _WITH_BODY = (404, 413, 415)  # 404: the model is not served
 _GENERATING = (*_WITH_BODY, 429)
@@ -60,11 +61,10 @@ def _query(name: str, **schema: Any) -> dict[str, Any]:
 @dataclass(frozen=True, slots=True)
 class _Operation:
     summary: str
-    answer: str | None = None  # the schema of a 200; None: it never succeeds
+    answer: str | None = None  # the schema of a 200, or _PLAIN_TEXT; None: it never succeeds
     body: type[BaseModel] | None = None
     errors: tuple[int, ...] = ()  # besides those that any route may answer with
     streams: bool = False
-    content_type: str = _JSON
     query: tuple[dict[str, Any], ...] = ()
     links: tuple[str, ...] = ()  # ids of operations on what was made: they take its id
 
@@ -152,7 +152,7 @@ _OPERATIONS: dict[str, dict[str, _Operation]] = {
     "/ready": {"get": _READY, "head": _READY},
     "/health": {"get": _HEALTH, "head": _HEALTH},
     "/ping": {"get": _HEALTH, "head": _HEALTH},
-    "/metrics": {"get": _Operation("Prometheus series", "Text", content_type="text/plain")},
+    "/metrics": {"get": _Operation("Prometheus series", _PLAIN_TEXT)},
     "/openapi.json": {"get": _Operation("This document", "Object")},
 }
 
@@ -209,9 +209,9 @@ def _responses(operation: _Operation, needs_key: bool, is_anthropic: bool) -> di
     always = ["x-request-id", *(["request-id"] if is_anthropic else [])]
     responses: dict[str, Any] = {}
     if operation.answer is not None:
-        is_text = operation.content_type != _JSON
-        schema = {"type": "string"} if is_text else _ref(operation.answer)
-        content: dict[str, Any] = {operation.content_type: {"schema": schema}}
+        content: dict[str, Any] = {_JSON: {"schema": _ref(operation.answer)}}
+        if operation.answer == _PLAIN_TEXT:
+            content = {_PLAIN_TEXT: {"schema": {"type": "string"}}}
         if operation.streams:
             content[_EVENTS] = {}
         responses["200"] = {"description": "Done", "headers": _headers(always), "content": content}
