@@ -1,10 +1,19 @@
-"""Tiny checkpoints and their oracles, built once per test run."""
+"""Tiny checkpoints and their oracles, built once per test run; how hypothesis looks for examples.
+
+The suite tries the same examples in every run, so that what is red was made red by a change. To
+look for new ones: `pytest --hypothesis-profile=explore`.
+"""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.checkpoints import Oracle, build_checkpoint, load_oracle
+
+settings.register_profile("explore")
+settings.register_profile("suite", derandomize=True)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

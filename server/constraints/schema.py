@@ -259,6 +259,8 @@ class _Normalizer:
         return f"#/$defs/{self._names[key]}"
 
     def _count_values(self, keyword: str, value: Any, at: _Place) -> None:
+        if not _is_kept_exactly(value):
+            self._refuse(at, "holds an integer past 2**53, which would lose digits")
         if keyword == "const":
             return
         if not isinstance(value, list) or not value:
@@ -366,6 +368,15 @@ class _Normalizer:
         if len(path) > MAX_PATH_CHARS:
             path = f"{path[:40]}...{path[-MAX_PATH_CHARS + 43 :]}"
         raise BadRequest(f"{path} {rule}", param=param_of(self._path))
+
+
+def _is_kept_exactly(value: Any) -> bool:
+    """Whether all integers in a literal are doubles: the engine keeps literals as such."""
+    if type(value) is int:
+        return abs(value) <= 2**53
+    if isinstance(value, dict):
+        value = list(cast(dict[str, Any], value).values())
+    return not isinstance(value, list) or all(map(_is_kept_exactly, cast(list[Any], value)))
 
 
 def _inwards(value: float, *, up: bool) -> float:

@@ -31,15 +31,19 @@ class LiveServer:
     @property
     def engine_pid(self) -> int:
         """The one child of the server process that is an engine and alive."""
-        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        alive = [
-            int(pid)
-            for pid in task.read_text().split()
-            if b"engine.build" in Path(f"/proc/{pid}/cmdline").read_bytes()
-            and not has_ended(int(pid))
-        ]
+        alive = self.children("engine.build")
         assert len(alive) == 1, alive
         return alive[0]
+
+    def children(self, word: str) -> list[int]:
+        """Child processes that are alive and have `word` in their command line."""
+        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [
+            int(pid)
+            for pid in task.read_text().split()
+            if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+            and not has_ended(int(pid))
+        ]
 
     def get(self, path: str) -> httpx.Response:
         return self.http.get(path, timeout=10)

@@ -5,7 +5,9 @@ whole, with and without thinking.
 """
 
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -188,3 +190,14 @@ def test_what_cannot_be_served_is_refused_and_named(server: LiveServer) -> None:
         response = server.post("/v1/chat/completions", {"messages": ASK, **fields})
         assert response.status_code == 400, response.text
         assert param in response.json()["error"]["param"]
+
+
+def test_killed_grammar_workers_are_replaced(server: LiveServer) -> None:
+    workers = server.children("constraints.worker")
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    for i in range(3):  # as many as there are workers, and one more
+        given = {"choice": [f"new {i}", f"other {i}"]}
+        assert answer(server, structured_outputs=given)["message"]["content"] in given["choice"]
+    assert not set(server.children("constraints.worker")) & set(workers)

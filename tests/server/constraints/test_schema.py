@@ -131,6 +131,8 @@ WHAT_IS_WRONG: list[tuple[Any, str]] = [
     ({"minimum": "3"}, "guided_json.minimum must be a number"),
     ({"type": "integer", "multipleOf": 1000003}, "guided_json.multipleOf must have digits"),
     ({"type": "integer", "minimum": 2**70}, "guided_json.minimum is further from zero"),
+    ({"enum": [1, 2**53 + 1]}, "guided_json.enum holds an integer past 2**53"),
+    ({"const": {"a": [-(2**60)]}}, "guided_json.const holds an integer past 2**53"),
     ({"type": "integer", "minimum": 5, "maximum": 3}, "guided_json cannot be used: nothing fits"),
     ({"anyOf": []}, "guided_json.anyOf must not be empty"),
     ({"properties": []}, "guided_json.properties must be an object of schemas"),
@@ -277,6 +279,9 @@ def test_schemas_near_the_limits_are_served(
     check(schema, babbler.answer(spec, random.Random(1), free_tokens=20))
 
 
+KEPT = st.integers(-(2**53), 2**53)  # integers that a literal may hold
+
+
 def scalars() -> st.SearchStrategy[dict[str, Any]]:
     bounds = st.tuples(st.integers(-50, 50), st.integers(0, 40))
     return st.one_of(
@@ -284,7 +289,7 @@ def scalars() -> st.SearchStrategy[dict[str, Any]]:
         bounds.map(lambda b: {"type": "integer", "minimum": b[0], "maximum": b[0] + b[1]}),
         bounds.map(lambda b: {"type": "number", "exclusiveMinimum": b[0] / 4}),
         bounds.map(lambda b: {"type": "string", "maxLength": b[1]}),
-        st.lists(st.text(max_size=4) | st.integers() | st.none(), min_size=1, max_size=4).map(
+        st.lists(st.text(max_size=4) | KEPT | st.none(), min_size=1, max_size=4).map(
             lambda values: {"enum": values}
         ),
         st.sampled_from(["^a+$", "[0-9]", "^(x|yz){1,2}", r"\w\.$"]).map(

@@ -207,7 +207,7 @@ async def test_the_document_is_what_the_server_does(
     # The fuzzing went deep enough to mean something.
     assert {o for o, seen in run.statuses.items() if 200 in seen} == documented() - NEVER_SUCCEEDS
     assert run.streamed == STREAMS
-    assert run.after_delete == {404}
+    assert run.after_delete <= {404}  # not every run reads a response that it deleted
     assert all(401 not in seen for seen in run.statuses.values())
     assert len(server.engine.submitted) > 500
     assert server.engine.num_active == server.lifecycle.num_in_flight == 0
