@@ -133,6 +133,7 @@ class _Worker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False  # it has said so
+        self._is_late = False  # its time was up
 
     def start(self) -> None:
         self._running()
@@ -147,7 +148,11 @@ class _Worker:
                     stream.close()
 
     def ask(self, ask: Ask, time_limit_s: float) -> Answer | None:
-        """None: it had to be killed, or died."""
+        """None: it took too long, or the worker died of it, twice: once may be somebody's kill."""
+        answer = self._ask(ask, time_limit_s)
+        return self._ask(ask, time_limit_s) if answer is None and not self._is_late else answer
+
+    def _ask(self, ask: Ask, time_limit_s: float) -> Answer | None:
         process = self._running()
         if not self._is_ready:
             self._is_ready = self._receive(process, START_LIMIT_S) is not None
@@ -165,7 +170,13 @@ class _Worker:
     def _receive(self, process: "subprocess.Popen[bytes]", time_limit_s: float) -> bytes | None:
         """The next frame; None if the worker ends, by itself or when its time is up."""
         assert process.stdout is not None
-        timer = threading.Timer(time_limit_s, process.kill)
+
+        def end() -> None:
+            self._is_late = True
+            process.kill()
+
+        self._is_late = False
+        timer = threading.Timer(time_limit_s, end)
         timer.start()
         try:
             return read_frame(process.stdout)  # type: ignore[arg-type]

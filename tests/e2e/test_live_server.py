@@ -75,6 +75,7 @@ def test_the_openai_sdk_streams_an_answer_and_the_metrics_show_it(server: LiveSe
             max_tokens=30,
             stream=True,
             stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
         )
         chunks = list(stream)
     assert chunks[-1].usage is not None

@@ -52,6 +52,18 @@ def test_finds_terminals_that_match_nothing(checker: GrammarChecker):
         checker.check(grammar, "tools", {"/a+/": "tools.0", "/a/ & /b/": "tools.1"})
 
 
+def test_a_worker_that_was_killed_costs_nobody_an_answer():
+    checker = GrammarChecker(num_workers=1)
+    try:
+        checker.check(GOOD, "x")
+        process = checker._all[0]._process
+        assert process is not None
+        process.kill()  # and not yet known to be gone
+        assert checker.check('start: "another"', "x") == 'start: "another"'
+    finally:
+        checker.close()
+
+
 def test_a_compilation_that_does_not_end_is_ended():
     checker = GrammarChecker(time_limit_s=0.5, num_workers=1)
     try:
