@@ -70,7 +70,8 @@ class EngineClient(Protocol):
         """Run `request`. The request is sent when the generator is first awaited.
 
         Deltas that pile up while the consumer is busy are merged into one. Closing the generator
-        early cancels the request. Raises an `EngineError`; a `CallerError` only before any delta.
+        early cancels the request. Raises an `EngineError`; a `CallerError` only before any delta,
+        but for `GrammarStuck`.
         """
         ...
 

@@ -75,7 +75,6 @@ class ChatChoice:
         self._shows_reasoning = valid.include_reasoning
         self._wants_logprobs = valid.logprobs
         self._is_first = True
-        self._num_calls = 0  # complete ones
         self._unsent: list[dict[str, Any]] = []  # logprobs that wait for a chunk to go with
         self.num_reasoning_tokens = 0
         self.prompt_logprobs: list[dict[str, Any] | None] = []
@@ -161,12 +160,12 @@ class ChatChoice:
                         call = {"index": index, "function": {"arguments": text}}
                         steps.append({"tool_calls": [call]})
                 case CallEnd():
-                    self._num_calls += 1
+                    pass  # the parser counts them
                 case _:
                     raise AssertionError(f"unknown event {type(event).__name__}")
 
     def _final_reason(self, finish: FinishReason) -> str:
-        if finish is FinishReason.STOP and self._num_calls:
+        if finish is FinishReason.STOP and self._parser.has_finished_call:
             return "tool_calls"
         return finish.value
 
