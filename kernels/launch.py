@@ -1,0 +1,84 @@
+"""The one door through which Triton kernels start.
+
+Every wrapper hands its kernel to `launch` together with what it costs. So one list of launches,
+recorded while a step runs on meta tensors, tells how many there are, what each moves, and with
+which dtypes and constants each must be compiled ahead of time: the tables in the documentation and
+the serving path cannot drift apart.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Argument = torch.Tensor | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a launch must do, and what it does.
+
+    `necessary_bytes`: every byte of its inputs that the result depends on, and of its outputs,
+    once. `moved_bytes`: what its programs load and store, where an operand that many programs
+    share counts once if it is small enough to stay in the L2 cache (8 MiB).
+    """
+
+    necessary_bytes: int
+    moved_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch that was recorded instead of made."""
+
+    kernel: Any  # triton's JITFunction; its types are not public
+    grid: tuple[int, ...]
+    args: tuple[Argument, ...]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    cost: Cost
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+
+
+_record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *args: Argument,
+    cost: Callable[[], Cost],
+    num_warps: int,
+    num_stages: int = 2,
+    **constants: Any,
+) -> None:
+    """Start `kernel` on `grid` with its arguments in order; `constants` are its constexprs.
+
+    Grids without programs are not started. On meta tensors the launch is only recorded.
+    """
+    if not all(grid):
+        return
+    record = _record.get()
+    if record is not None:
+        record.append(Launch(kernel, grid, args, constants, num_warps, num_stages, cost()))
+        return
+    kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+
+
+@contextmanager
+def recording() -> Generator[list[Launch]]:
+    """Collect the launches inside instead of making them."""
+    launches: list[Launch] = []
+    token = _record.set(launches)
+    try:
+        yield launches
+    finally:
+        _record.reset(token)
