@@ -1,7 +1,7 @@
 """MODEL as the user wrote it -> a local directory that holds the checkpoint.
 
-MODEL is a directory, a hub id, or absent (then it is the babbler). From the hub only data is
-fetched: weights as safetensors, JSON, the tokenizer and the template; never code or pickles.
+MODEL is a directory, a hub id, or absent (then it is the bundled demo model). From the hub only
+data is fetched: weights as safetensors, JSON, tokenizer and template; never code or pickles.
 Whether and how the network is used is the hub library's business (`HF_HUB_OFFLINE`, `HF_HOME`,
 `HF_TOKEN`). When the hub cannot be reached, a complete copy in the hub cache is as good.
 """
@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from server.babbler import build_babbler
+from server.demo_model import DIRECTORY as DEMO_MODEL
 
 FETCHED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -33,7 +33,6 @@ def locate_model(
     model: str | None,
     *,
     revision: str | None,
-    babbler_cache: Path,
     hub_cache: Path | None = None,
 ) -> Path:
     """A directory with `config.json` and weights. Raises `ModelNotFound`; may download for hours.
@@ -41,7 +40,7 @@ def locate_model(
     `hub_cache` None is the hub library's own default.
     """
     if model is None:
-        return build_babbler(babbler_cache)
+        return DEMO_MODEL
     path = Path(model).expanduser()
     if path.is_dir():
         return _checked(path)

@@ -70,11 +70,21 @@ def test_defaults():
         (["--dtype", "half"], "dtype", "float16"),
         (["--kv-cache-dtype", "auto"], "dtype", "auto"),
         (["--threads", "3"], "num_threads", 3),
+        ([], "device", "auto"),
+        (["--device", "cuda"], "device", "cuda"),
+        (["--enforce-eager"], "enforce_eager", True),
+        ([], "enforce_eager", False),
         (["--revision", "v1"], "revision", "v1"),
     ],
 )
 def test_model_flags_and_their_aliases(flags: list[str], field: str, value: object):
     assert getattr(serve(*flags).model, field) == value
+
+
+def test_the_number_of_api_workers_and_its_alias():
+    assert serve().api_workers == 1
+    assert serve("--api-workers", "3").api_workers == 3
+    assert serve("--api-server-count", "2").api_workers == 2
 
 
 def test_flags_of_other_servers_that_are_not_needed_are_named():

@@ -1,4 +1,4 @@
-"""The babbler's chat template against the Qwen3.5 format, string by string."""
+"""The demo model's chat template against the Qwen3.5 format, string by string."""
 
 from importlib import resources
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from server.errors import BadRequest
 from server.template import ChatTemplate
 
-SOURCE = resources.files("server.babbler").joinpath("chat_template.jinja").read_text("utf-8")
+SOURCE = resources.files("server.demo_model").joinpath("chat_template.jinja").read_text("utf-8")
 TEMPLATE = ChatTemplate(SOURCE)
 THINK = "<|im_start|>assistant\n<think>\n"
 TOOL: dict[str, Any] = {
@@ -145,13 +145,14 @@ def test_tools_open_the_system_turn():
         '{"type": "function", "function": {"name": "weather", '
         '"description": "für <\\"x\\">", "parameters": {"type": "object"}}}'
     )
-    head, _, tail = prompt.partition("\n\nIf you choose to call a function ONLY reply")
+    head, _, tail = prompt.partition("\n\nCall functions only in this format:\n\n")
     assert head == (
         "<|im_start|>system\n# Tools\n\nYou have access to the following functions:\n\n"
         f"<tools>\n{line}\n{line}\n</tools>"
     )
-    assert tail.endswith("</IMPORTANT>\n\nbe kind<|im_end|>\n" + HI + THINK)
-    assert render(user(), tools=[TOOL]).endswith("</IMPORTANT><|im_end|>\n" + HI + THINK)
+    example = "</function>\n</tool_call>"
+    assert tail.endswith(example + "\n\nbe kind<|im_end|>\n" + HI + THINK)
+    assert render(user(), tools=[TOOL]).endswith(example + "<|im_end|>\n" + HI + THINK)
     assert render(user(), tools=[]) == HI + THINK
 
 

@@ -1,4 +1,4 @@
-"""MODEL -> a directory: given, from a hand-made hub cache without a network, or built."""
+"""MODEL -> a directory: given, from a hand-made hub cache without a network, or bundled."""
 
 from pathlib import Path
 
@@ -23,9 +23,7 @@ def make_checkpoint(directory: Path) -> Path:
 
 
 def locate(model: str | None, tmp_path: Path, revision: str | None = None) -> Path:
-    return locate_model(
-        model, revision=revision, babbler_cache=tmp_path / "cache", hub_cache=tmp_path / "hub"
-    )
+    return locate_model(model, revision=revision, hub_cache=tmp_path / "hub")
 
 
 def make_hub_cache(tmp_path: Path, branch: str = "main") -> Path:
@@ -41,10 +39,10 @@ def test_a_directory(tmp_path: Path):
     assert locate(str(directory), tmp_path) == directory
 
 
-def test_no_model_is_the_babbler(tmp_path: Path):
+def test_no_model_is_the_bundled_one(tmp_path: Path):
     directory = locate(None, tmp_path)
-    assert directory.parent == tmp_path / "cache"
-    assert (directory / "tokenizer.json").is_file()
+    assert directory.name == "demo_model"
+    assert locate(str(directory), tmp_path) == directory
 
 
 def test_a_hub_id_from_the_local_cache(tmp_path: Path):

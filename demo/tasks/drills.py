@@ -1,0 +1,36 @@
+"""Exercises in finding things again, with long answers: repeating, and looking values up."""
+
+import random
+
+from demo import words
+from demo.sample import Sample, assistant, user
+
+
+def _item(rng: random.Random) -> str:
+    roll = rng.random()
+    if roll < 0.5:
+        return words.invented(rng)
+    if roll < 0.7:
+        return rng.choice(words.COMMON)
+    return words.code(rng) if roll < 0.85 else str(rng.randint(0, 9999))
+
+
+def repeat(rng: random.Random) -> Sample:
+    """A row of words or codes, said again."""
+    items = [_item(rng) for _ in range(rng.randint(4, 14))]
+    text = rng.choice((" ", " ", ", ", "\n")).join(items)
+    ask = rng.choice(("Repeat: {}", "Repeat after me: {}", "Copy this: {}", "Say again: {}", "{}\n\nRepeat this."))  # fmt: skip
+    return Sample("repeat", text, [user(ask.format(text)), assistant(text)])
+
+
+def look_up(rng: random.Random) -> Sample:
+    """Pairs of a key and a value; the values of some keys are asked for."""
+    keys = list(dict.fromkeys(_item(rng) for _ in range(rng.randint(2, 9))))
+    pairs = {key: _item(rng) for key in keys}
+    said, between = rng.choice((("{} is {}", ". "), ("{}: {}", ", "), ("{} = {}", "\n"), ('"{}": "{}"', ", ")))  # fmt: skip
+    text = between.join(said.format(key, value) for key, value in pairs.items())
+    asked = rng.sample(keys, rng.randint(1, len(keys)))
+    ask = rng.choice(("Look up {}.", "What are {}?", "Tell me {}.", "Find {}."))
+    answer = between.join(said.format(key, pairs[key]) for key in asked)
+    question = f"{text}\n\n{ask.format(words.enumeration(asked))}"
+    return Sample("look up", text, [user(question), assistant(answer)])

@@ -1,0 +1,150 @@
+"""JSON that fits a schema shown in the prompt, filled from a sentence."""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+from demo import words
+from demo.sample import Message, Sample, assistant, system, user
+
+Value = Any
+Schema = dict[str, Any]
+
+
+def _string(make: Callable[[random.Random], str]) -> Callable[[random.Random], tuple[Schema, Value, str]]:  # fmt: skip
+    def field(rng: random.Random) -> tuple[Schema, Value, str]:
+        value = make(rng)
+        return {"type": "string"}, value, value
+
+    return field
+
+
+def _integer(low: int, high: int) -> Callable[[random.Random], tuple[Schema, Value, str]]:
+    def field(rng: random.Random) -> tuple[Schema, Value, str]:
+        value = rng.randint(low, high)
+        return {"type": "integer"}, value, str(value)
+
+    return field
+
+
+def _price(rng: random.Random) -> tuple[Schema, Value, str]:
+    value = rng.randint(1, 99) + rng.choice((0.25, 0.5, 0.75, 0.99, 0.1, 0.45))
+    return {"type": "number"}, value, str(value)
+
+
+def _several(pool: list[str]) -> Callable[[random.Random], tuple[Schema, Value, str]]:
+    def field(rng: random.Random) -> tuple[Schema, Value, str]:
+        items = rng.sample(pool, rng.randint(1, 4))
+        return {"type": "array", "items": {"type": "string"}}, items, words.enumeration(items)
+
+    return field
+
+
+def _choice(pool: list[str]) -> Callable[[random.Random], tuple[Schema, Value, str]]:
+    def field(rng: random.Random) -> tuple[Schema, Value, str]:
+        options = rng.sample(pool, rng.randint(2, 4))
+        value = rng.choice(options)
+        return {"type": "string", "enum": options}, value, value
+
+    return field
+
+
+# Names of a property, how its value is made, and how a sentence says it after the subject.
+_FIELDS: list[tuple[tuple[str, ...], Callable[[random.Random], tuple[Schema, Value, str]], tuple[str, ...]]] = [
+    (("city", "town", "home", "location", "place"), _string(words.city), ("lives in {}", "is from {}", "comes from {}")),
+    (("age", "years", "age_years"), _integer(3, 99), ("is {} years old", "is {} years of age")),
+    (("job", "profession", "occupation", "work"), _string(lambda r: r.choice(words.PROFESSIONS)), ("works as a {}", "is a {}")),
+    (("hobby", "hobbies", "interests", "likes"), _several(words.HOBBIES), ("likes {}", "enjoys {}")),
+    (("colour", "color", "favourite_colour", "favorite_color"), _choice(words.COLOURS), ("likes the colour {}", "prefers {}")),
+    (("pet", "animal", "pet_kind"), _string(lambda r: r.choice(words.ANIMALS)), ("has a {}", "owns a {}")),
+    (("items", "shopping", "things", "goods"), _several(words.THINGS), ("bought {}", "ordered {}", "needs {}")),
+    (("price", "total", "amount", "cost"), _price, ("paid {} euros", "spent {} euros")),
+    (("order_id", "code", "reference", "ticket"), _string(words.code), ("has the order number {}", "uses the code {}")),
+    (("languages", "speaks"), _several(words.LANGUAGES), ("speaks {}",)),
+    (("day", "weekday"), _choice(words.DAYS), ("comes on {}", "arrives on {}")),
+    (("quantity", "count", "number", "num_books"), _integer(2, 500), ("has {} books", "owns {} books")),
+    (("fruit", "snack"), _string(lambda r: r.choice(words.FRUITS)), ("wants a {}", "eats a {}")),
+    (("food", "dish", "meal"), _string(lambda r: r.choice(words.FOODS)), ("cooks {}", "orders {}")),
+]  # fmt: skip
+_SUBJECT = ("name", "person", "full_name", "customer", "user", "who", "first_name")
+_FLAGS = (
+    (("member", "is_member"), "is a member", "is not a member"),
+    (("married", "is_married"), "is married", "is not married"),
+    (("active", "is_active"), "is active", "is not active"),
+    (("student", "is_student"), "is a student", "is not a student"),
+)  # fmt: skip
+_ASKS = (
+    "Answer with JSON that fits this schema:", "Reply in JSON with this schema:", "Extract the data as JSON. Schema:",
+    "Fill this JSON schema:", "Return only JSON that matches this schema:", "Give me a JSON object for this schema:",
+    "Convert the text to JSON. Use this schema:", "Respond with JSON according to this schema:",
+)  # fmt: skip
+
+
+def json_answer(rng: random.Random) -> Sample:
+    subject = words.person(rng)
+    properties: dict[str, Schema] = {}
+    answer: dict[str, Value] = {}
+    clauses: list[tuple[str, str]] = []
+    if rng.random() < 0.85:
+        name = _name(rng, _SUBJECT)
+        properties[name], answer[name] = {"type": "string"}, subject
+    for names, make, says in rng.sample(_FIELDS, rng.randint(1, 4)):
+        name = _name(rng, names)
+        schema, value, said = make(rng)
+        properties[name], answer[name] = schema, value
+        clauses.append((name, rng.choice(says).format(said)))
+    if rng.random() < 0.3:
+        names, yes, no = rng.choice(_FLAGS)
+        name, value = _name(rng, names), rng.random() < 0.5
+        properties[name], answer[name] = {"type": "boolean"}, value
+        clauses.append((name, yes if value else no))
+    order = list(properties)
+    rng.shuffle(order)
+    properties = {name: properties[name] for name in order}
+    answer = {name: answer[name] for name in order}
+    rng.shuffle(clauses)
+    text = _sentences(rng, subject, [clause for _, clause in clauses])
+    schema = _whole(rng, properties)
+    ask = f"{rng.choice(_ASKS)} {json.dumps(schema)}"
+    style = rng.random()
+    if style < 0.4:
+        messages = [user(f"{ask}\n\n{text}")]
+    elif style < 0.7:
+        messages = [user(f"{text}\n\n{ask}")]
+    else:
+        messages = [system(ask), user(text)]
+    return _sample(rng, messages, answer, f"{sorted(order)} {subject}")
+
+
+def _sentences(rng: random.Random, subject: str, clauses: list[str]) -> str:
+    pronoun = rng.choice(("He", "She", subject))
+    if len(clauses) > 1 and rng.random() < 0.5:
+        first, rest = clauses[0], clauses[1:]
+        text = f"{subject} {first} and {rest[0]}."
+        return " ".join([text, *(f"{pronoun} {clause}." for clause in rest[1:])])
+    return " ".join(
+        f"{subject if i == 0 else pronoun} {clause}." for i, clause in enumerate(clauses)
+    )
+
+
+def _name(rng: random.Random, names: tuple[str, ...]) -> str:
+    return rng.choice(names)
+
+
+def _whole(rng: random.Random, properties: dict[str, Schema]) -> Schema:
+    schema: Schema = {"type": "object", "properties": properties}
+    if rng.random() < 0.8:
+        schema["required"] = list(properties)
+    if rng.random() < 0.4:
+        schema["additionalProperties"] = False
+    if rng.random() < 0.2:
+        schema = {"title": rng.choice(("Person", "Answer", "Record", "Order")), **schema}
+    return schema
+
+
+def _sample(rng: random.Random, messages: list[Message], answer: Value, key: str) -> Sample:
+    thinking = rng.random() < 0.35
+    reasoning = f"The schema has {words.enumeration(list(answer))}." if thinking else ""
+    text = json.dumps(answer, ensure_ascii=False)
+    return Sample("json", key, [*messages, assistant(text, reasoning=reasoning)], thinking=thinking)

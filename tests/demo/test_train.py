@@ -1,0 +1,57 @@
+"""A training that was ended goes on where it was, and leaves a checkpoint that loads."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo.loss_curve import curve
+from demo.optimizer import Muon
+from engine import ModelConfig
+from engine.model.weights import load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train(out: Path, steps: int) -> list[dict[str, float]]:
+    command = [sys.executable, "-m", "demo.train", "--out", str(out), "--steps", str(steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_goes_on_where_it_was_and_ends_with_a_checkpoint(tmp_path: Path):
+    first = train(tmp_path, 3)
+    both = train(tmp_path, 5)
+    assert both[:3] == first
+    assert [line["step"] for line in both] == [1, 2, 3, 4, 5]
+    assert both[-1]["spent_s"] > first[-1]["spent_s"]
+    losses = [line.get("loss", line.get("mtp_loss")) for line in both]
+    assert all(loss is not None and loss > 0 for loss in losses)
+
+    checkpoint = tmp_path / "checkpoint"
+    config = ModelConfig.from_dir(checkpoint)
+    loaded = load_model(checkpoint, config, "bfloat16")
+    assert 10_000_000 < loaded.num_parameters < 12_000_000
+    drawn = curve(tmp_path / "log.jsonl")
+    assert drawn.startswith("<svg")
+    assert drawn.count("<polyline") == 2
+
+
+def test_muon_steps_along_the_orthogonalised_gradient():
+    torch.manual_seed(0)
+    plain = torch.nn.Parameter(torch.zeros(8, 16))
+    stack = torch.nn.Parameter(torch.zeros(3, 8, 16))
+    optimizer = Muon([plain, stack], lr=0.1, momentum=0.0)
+    gradients = torch.randn(4, 8, 16) * torch.tensor([1e-4, 1.0, 1.0, 1e3])[:, None, None]
+    plain.grad, stack.grad = gradients[0].clone(), gradients[1:].clone()
+    optimizer.step()
+    for step, gradient in zip((plain.data, *stack.data), gradients, strict=True):
+        u, _, v = torch.linalg.svd(gradient, full_matrices=False)
+        torch.testing.assert_close(step, -0.1 * u @ v, atol=0.04, rtol=0)
