@@ -30,6 +30,12 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     request_id: str
 
 
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """A server process is gone, says the one that watches it; its requests are to be cancelled."""
+
+    peer: bytes  # its routing id
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     info: EngineInfo
 
@@ -55,7 +61,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 HEARTBEAT_S = 0.5
 
-ToEngine = Hello | Submit | Cancel
+ToEngine = Hello | Submit | Cancel | Forget
 ToServer = Ready | Deltas | Failed | Heartbeat
 
 encode = msgspec.msgpack.Encoder().encode

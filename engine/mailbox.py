@@ -1,4 +1,8 @@
-"""The engine's end of the socket: a ROUTER that knows which server asked for which request."""
+"""The engine's end of the socket: a ROUTER that knows which server asked for which request.
+
+A server process that dies cannot cancel what it asked for, so another one, which saw it die, says
+`Forget`. What the dead one had sent may still come in after that, and is dropped.
+"""
 
 import os
 from collections import defaultdict
@@ -11,6 +15,7 @@ from engine.ipc import (
     Cancel,
     Deltas,
     Failed,
+    Forget,
     Heartbeat,
     Hello,
     Ready,
@@ -37,6 +42,7 @@ class SocketMailbox:
         os.chmod(address.removeprefix("ipc://"), 0o600)
         self._peers: list[bytes] = []
         self._peer_of: dict[str, bytes] = {}  # by request id, until its end
+        self._gone: set[bytes] = set()
 
     def receive(self, timeout_s: float) -> Iterator[Submit | Cancel]:
         if not self._socket.poll(int(timeout_s * 1000)):
@@ -47,6 +53,8 @@ class SocketMailbox:
             except zmq.Again:
                 return
             message: ToEngine = decode_to_engine(frame)
+            if peer in self._gone:
+                continue
             match message:
                 case Hello():
                     self._peers.append(peer)
@@ -57,6 +65,8 @@ class SocketMailbox:
                 case Cancel() as cancel:
                     self._peer_of.pop(cancel.request_id, None)
                     yield cancel
+                case Forget(gone):
+                    yield from self._forget(gone)
 
     def send(self, message: Deltas | Failed | Heartbeat) -> None:
         match message:
@@ -75,6 +85,14 @@ class SocketMailbox:
                         self._peer_of.pop(delta.request_id, None)
                 for peer, deltas in by_peer.items():
                     self._send_to(peer, Deltas(tuple(deltas)))
+
+    def _forget(self, gone: bytes) -> Iterator[Cancel]:
+        self._gone.add(gone)
+        if gone in self._peers:
+            self._peers.remove(gone)
+        for request_id in [i for i, peer in self._peer_of.items() if peer == gone]:
+            del self._peer_of[request_id]
+            yield Cancel(request_id)
 
     def _send_to(self, peer: bytes, message: ToServer) -> None:
         self._socket.send_multipart((peer, encode(message)))

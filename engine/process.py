@@ -1,12 +1,15 @@
-"""The engine as the server holds it: a child process, watched, restarted, never waited for in vain.
+"""The engine's child process: started, watched, restarted, never waited for in vain.
 
-Owns the child, its socket and the open streams, all on one asyncio loop. What can happen:
+Owns the child, the folder of its socket, and the link by which this process speaks to it, all on
+one asyncio loop. What can happen:
 
 - the child dies, or its step counter stands still for `stall_limit_s` while there is work: every
   open stream raises EngineDied, the state is `dead`, and the engine is started again after 1, 2,
   4 .. 60 s, at most `MAX_RESTARTS` times in `RESTART_WINDOW_S`; then `on_give_up` is called;
 - the first start fails: `start` raises EngineDied and no child is left;
 - this process dies: the child sees its standard input close, and ends.
+
+Other processes with a link of their own are told where each new child listens, and when it is gone.
 """
 
 import asyncio
@@ -16,32 +19,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
-import zmq
-import zmq.asyncio
-
-from engine.client import EngineInfo, EngineState, EngineStats
+from engine.client import EngineInfo, EngineStats
 from engine.config import EngineConfig
-from engine.errors import BY_CODE, EngineDied, EngineError, EngineStarting, RequestFailed
-from engine.ipc import (
-    Cancel,
-    Deltas,
-    Failed,
-    Heartbeat,
-    Hello,
-    Ready,
-    Start,
-    Submit,
-    ToEngine,
-    ToServer,
-    decode_to_server,
-    encode,
-)
-from engine.request import Request, TokenDelta
+from engine.errors import EngineDied
+from engine.ipc import Start
+from engine.link import EngineLink
 from engine.worker import EXIT_BAD_CONFIG, start_frame
 
 MAX_RESTARTS = 5
@@ -61,17 +46,8 @@ WORKER_COMMAND = (
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Stream:
-    """What arrived for one request and was not consumed yet."""
-
-    deltas: list[TokenDelta] = field(default_factory=list[TokenDelta])
-    error: EngineError | None = None
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class EngineProcess:
-    """Implements `engine.client.EngineClient` with an engine in a child process."""
+    """An engine in a child process. `link` is this process's line to it, whichever child it is."""
 
     def __init__(
         self,
@@ -82,44 +58,30 @@ class EngineProcess:
         first_backoff_s: float = 1.0,
         on_stats: Callable[[EngineStats], None] | None = None,
         on_give_up: Callable[[], None] | None = None,
+        on_started: Callable[[str], None] | None = None,
+        on_gone: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_started` gets the address of a new child, `on_gone` why there is none any more."""
         self._config = config
         self._command = tuple(command)
         self._stall_limit_s = stall_limit_s
         self._first_backoff_s = first_backoff_s
-        self._on_stats = on_stats
         self._on_give_up = on_give_up
-        self._state: EngineState = "starting"
-        self._info: EngineInfo | None = None
-        self._stats = EngineStats()
-        self._num_restarts = 0
-        self._streams: dict[str, _Stream] = {}
+        self._on_started = on_started
+        self._on_gone = on_gone
+        self.link = EngineLink(on_ready=self._note_ready, on_stats=on_stats)
+        self._first_ready: asyncio.Future[EngineInfo] | None = None
         self._folder: str | None = None
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._moved = False  # the engine said that it is idle or made a step, since the last look
-
-    @property
-    def state(self) -> EngineState:
-        return self._state
-
-    @property
-    def info(self) -> EngineInfo | None:
-        return self._info
-
-    @property
-    def stats(self) -> EngineStats:
-        return msgspec.structs.replace(self._stats, num_restarts=self._num_restarts)
 
     async def start(self) -> EngineInfo:
         """Start the child and wait until it is ready. Raises EngineDied if it ends before that."""
         self._folder = tempfile.mkdtemp(prefix="deltaserve-")  # mode 0700
-        ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(ready))
+        self._first_ready = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise(self._first_ready))
         try:
-            return await ready
+            return await self._first_ready
         except BaseException:
             await self.stop()
             raise
@@ -131,53 +93,24 @@ class EngineProcess:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
             self._supervisor = None
-        self._state = "dead"
-        self._fail_streams("the engine was stopped")
-        self._context.destroy(linger=0)
+        self.link.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    async def submit(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
-        """See `EngineClient.submit`."""
-        if self._state == "starting":
-            raise EngineStarting("the engine is starting")
-        if self._state == "dead":
-            raise EngineDied("the engine is not running")
-        stream = self._streams[request.id] = _Stream()
-        self._send(Submit(request))
-        over = False
-        try:
-            while not over:
-                await stream.arrived.wait()
-                stream.arrived.clear()
-                if stream.deltas:
-                    deltas, stream.deltas = stream.deltas, []
-                    over = deltas[-1].finish is not None
-                    yield _merge(deltas)
-                if stream.error is not None:
-                    over = True
-                    raise stream.error
-        finally:
-            self._streams.pop(request.id, None)
-            if not over:
-                self._send(Cancel(request.id))
-
-    def cancel(self, request_id: str) -> None:
-        """See `EngineClient.cancel`: the stream of the request, if open, raises RequestFailed."""
-        if stream := self._streams.get(request_id):
-            stream.error = RequestFailed("the request was cancelled")
-            stream.arrived.set()
-            self._send(Cancel(request_id))
+    def _note_ready(self, info: EngineInfo) -> None:
+        if self._first_ready is not None and not self._first_ready.done():
+            self._first_ready.set_result(info)
 
     async def _supervise(self, first_ready: asyncio.Future[EngineInfo]) -> None:
         """Keep one child running: the only place that starts, watches and ends it."""
         restarts: list[float] = []
         backoff_s = self._first_backoff_s
         while True:
-            why = await self._run_child(first_ready)
-            self._state = "dead"
-            self._fail_streams(why)
+            why = await self._run_child()
+            self.link.disconnect(why)
+            if self._on_gone is not None:
+                self._on_gone(why)
             if not first_ready.done():
                 first_ready.set_exception(EngineDied(why))
                 return
@@ -192,35 +125,24 @@ class EngineProcess:
             restarts.append(now)
             _log.error("%s; starting it again in %g s", why, backoff_s)
             await asyncio.sleep(backoff_s)
-            self._num_restarts += 1
-            self._state = "starting"
 
-    async def _run_child(self, first_ready: asyncio.Future[EngineInfo]) -> str:
+    async def _run_child(self) -> str:
         """Start a child, serve until it ends or hangs, leave nothing of it, say what happened."""
         assert self._folder is not None
         address = f"ipc://{self._folder}/{time.monotonic_ns()}.sock"
         child = await asyncio.create_subprocess_exec(*self._command, stdin=asyncio.subprocess.PIPE)
         self._child = child
-        self._socket = socket = self._context.socket(zmq.DEALER)
-        for option, value in ((zmq.SNDHWM, 0), (zmq.RCVHWM, 0), (zmq.LINGER, 0)):
-            socket.setsockopt(option, value)
-        socket.connect(address)
-        receiver: asyncio.Task[None] | None = None
+        receiver = self.link.connect(address)
+        if self._on_started is not None:
+            self._on_started(address)
         try:
             assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 child.stdin.write(start_frame(Start(self._config, address)))
                 await child.stdin.drain()
-            self._send(Hello())
-            receiver = asyncio.create_task(self._receive(socket, first_ready))
             return await self._watch(child, receiver)
         finally:
             await _end(child)
-            if receiver is not None:
-                receiver.cancel()
-                await asyncio.gather(receiver, return_exceptions=True)
-            self._socket = None
-            socket.close(linger=0)
 
     async def _watch(
         self, child: asyncio.subprocess.Process, receiver: "asyncio.Task[None]"
@@ -248,56 +170,14 @@ class EngineProcess:
                     return "the engine process sent a broken frame"
                 # Time in which this loop did not turn, either, proves nothing against the engine.
                 now = time.monotonic()
-                still_s = 0.0 if self._moved else still_s + min(now - looked_at, 2 * WATCH_PERIOD_S)
-                looked_at, self._moved = now, False
-                if self._state == "ready" and still_s > self._stall_limit_s:
+                since_s = min(now - looked_at, 2 * WATCH_PERIOD_S)
+                still_s = 0.0 if self.link.take_moved() else still_s + since_s
+                looked_at = now
+                if self.link.state == "ready" and still_s > self._stall_limit_s:
                     child.kill()
                     return f"the engine process made no progress for {still_s:.0f} s"
         finally:
             exited.cancel()
-
-    async def _receive(
-        self, socket: zmq.asyncio.Socket, first_ready: asyncio.Future[EngineInfo]
-    ) -> None:
-        while True:
-            frame: bytes = await socket.recv()
-            message: ToServer = decode_to_server(frame)
-            match message:
-                case Deltas(deltas):
-                    for delta in deltas:
-                        if stream := self._streams.get(delta.request_id):
-                            stream.deltas.append(delta)
-                            stream.arrived.set()
-                case Failed(request_id, code, text):
-                    if stream := self._streams.get(request_id):
-                        stream.error = BY_CODE[code](text)
-                        stream.arrived.set()
-                case Heartbeat(stats, has_work):
-                    self._note_heartbeat(stats, has_work)
-                case Ready(info):
-                    self._info = info
-                    self._stats = EngineStats(num_pages=info.num_pages, num_slots=info.num_slots)
-                    self._moved = True
-                    self._state = "ready"
-                    if not first_ready.done():
-                        first_ready.set_result(info)
-
-    def _note_heartbeat(self, stats: EngineStats, has_work: bool) -> None:
-        if not has_work or stats.num_steps != self._stats.num_steps:
-            self._moved = True
-        self._stats = stats
-        if self._on_stats is not None:
-            self._on_stats(self.stats)
-
-    def _send(self, message: ToEngine) -> None:
-        if self._socket is not None:
-            # The high-water mark is off, so the future is done when this returns.
-            self._socket.send(encode(message))
-
-    def _fail_streams(self, why: str) -> None:
-        for stream in self._streams.values():
-            stream.error = EngineDied(why)
-            stream.arrived.set()
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
@@ -309,15 +189,3 @@ async def _end(child: asyncio.subprocess.Process) -> None:
     except TimeoutError:
         child.kill()
         await child.wait()
-
-
-def _merge(deltas: list[TokenDelta]) -> TokenDelta:
-    """One delta that says what several in a row said."""
-    if len(deltas) == 1:
-        return deltas[0]
-    return msgspec.structs.replace(
-        deltas[0],
-        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        logprobs=tuple(logprobs for delta in deltas for logprobs in delta.logprobs),
-        finish=deltas[-1].finish,
-    )

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from engine import EngineConfig, EngineInfo, EngineStats, ModelConfig
+from engine import EngineConfig, EngineInfo, EngineStats
 from engine.process import EngineProcess
-from server.app import create_app
+from server.app_front import AppFront
 from server.arguments import (
     BenchArguments,
     ModelArguments,
@@ -27,19 +27,15 @@ from server.arguments import (
     parse_arguments,
     version,
 )
+from server.assembly import FrontParts, FrontSettings
 from server.bench.run import run_bench
-from server.checkpoint_text import read_checkpoint_text
-from server.constraints import ConstraintReader, GrammarChecker
-from server.http_limits import HttpLimits
-from server.lifecycle import Lifecycle
-from server.metrics import Metrics
+from server.log import start_log
 from server.model_source import ModelNotFound, locate_model
 from server.plan_command import describe_plan
-from server.serving import serve
-from server.validate import Validator
+from server.serving import serve_front
+from server.workers.pool import WorkerPool
 
-DEMO_NAME = "babbler"
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+DEMO_NAME = "deltaserve-demo"
 
 _log = logging.getLogger("deltaserve")
 
@@ -69,97 +65,102 @@ def _plan(arguments: PlanArguments) -> int:
 
 def _serve(arguments: ServeArguments) -> int:
     started_at = time.monotonic()
-    logging.basicConfig(level=_log_level(arguments.log_level), format=LOG_FORMAT)
+    log_level = _log_level(arguments.log_level)
+    start_log(log_level)
     _warn_about(arguments)
     model_dir = _locate(arguments.model)
-    model_config = ModelConfig.from_dir(model_dir)
-    text = read_checkpoint_text(model_dir)
-    checker = GrammarChecker()
-    served_names = arguments.served_model_names or (arguments.model.model or DEMO_NAME,)
-    validator = Validator(
-        text.tokenizer,
-        text.template,
-        model_config,
-        text.defaults,
-        served_names=served_names,
-        max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
-        seed=arguments.seed,
-        constraints=ConstraintReader(checker),
+    model_root = arguments.model.model or DEMO_NAME
+    settings = FrontSettings(
+        model_dir=str(model_dir),
+        model_root=model_root,
+        served_names=arguments.served_model_names or (model_root,),
+        version=version(),
+        created=int(time.time()),
+        api_keys=arguments.api_keys,
+        metrics_open=arguments.metrics_open,
         literal_control_tokens=arguments.literal_control_tokens,
+        request_timeout_s=arguments.request_timeout_s,
+        shutdown_timeout_s=arguments.shutdown_timeout_s,
+        seed=arguments.seed,
+        log_level=log_level,
     )
+    parts = FrontParts(settings)
+    config = msgspec.structs.replace(
+        _engine_config(arguments.model, model_dir, num_real_tokens=parts.tokenizer.num_real_tokens),
+        eos_token_ids=tuple(sorted(parts.validator.eos_ids)),
+        max_waiting=arguments.queue_size,
+        queue_timeout_s=arguments.queue_timeout_s,
+    )
+    return asyncio.run(_run(arguments, settings, parts, config, started_at))
+
+
+async def _run(
+    arguments: ServeArguments,
+    settings: FrontSettings,
+    parts: FrontParts,
+    config: EngineConfig,
+    started_at: float,
+) -> int:
+    """Serve from this process or, if several are wanted, from workers, until it ends."""
+    pool: WorkerPool | None = None
 
     def on_stats(stats: EngineStats) -> None:
         metrics.on_stats(stats)
 
-    def on_give_up() -> None:
-        lifecycle.fail("the engine died too often")
-
     engine = EngineProcess(
-        msgspec.structs.replace(
-            _engine_config(
-                arguments.model, model_dir, num_real_tokens=text.tokenizer.num_real_tokens
-            ),
-            eos_token_ids=tuple(sorted(validator.eos_ids)),
-            max_waiting=arguments.queue_size,
-            queue_timeout_s=arguments.queue_timeout_s,
-        ),
+        config,
         on_stats=on_stats,
-        on_give_up=on_give_up,
+        on_give_up=lambda: lifecycle.fail("the engine died too often"),
+        on_started=lambda address: pool.engine_started(address) if pool else None,
+        on_gone=lambda why: pool.engine_gone(why) if pool else None,
     )
-    lifecycle = Lifecycle(engine, request_timeout_s=arguments.request_timeout_s)
-    metrics = Metrics(engine, model_name=served_names[0])
-    limits = HttpLimits(request_timeout_s=arguments.request_timeout_s)
-    app = create_app(
-        engine,
-        validator,
-        text.tokenizer,
-        served_names=served_names,
-        version=version(),
-        model_root=arguments.model.model or DEMO_NAME,
-        lifecycle=lifecycle,
-        metrics=metrics,
-        api_keys=arguments.api_keys,
-        open_metrics=arguments.metrics_open,
-        limits=limits,
-    )
+    lifecycle = parts.lifecycle(engine.link)
+    metrics = parts.metrics(engine.link)
+    if arguments.api_workers > 1:
+        front = pool = WorkerPool(
+            arguments.api_workers,
+            settings,
+            lifecycle=lifecycle,
+            metrics=metrics,
+            on_lost=engine.link.forget,
+        )
+    else:
+        app = parts.app(engine.link, lifecycle=lifecycle, metrics=metrics)
+        front = AppFront(app, lifecycle, parts.limits)
 
     async def start() -> None:
-        checker.start()
+        if pool is None:
+            parts.checker.start()
         info = await engine.start()
-        validator.max_model_len = info.max_model_len
+        parts.validator.max_model_len = info.max_model_len
         _say_what_runs(info)
+        if pool is not None:
+            await pool.wait_ready()
 
     async def stop() -> None:
         await engine.stop()
-        checker.close()
+        parts.checker.close()
 
-    return asyncio.run(
-        serve(
-            app,
-            lifecycle=lifecycle,
-            start=start,
-            stop=stop,
-            host=arguments.host,
-            port=arguments.port,
-            uds=arguments.uds,
-            limits=limits,
-            shutdown_timeout_s=arguments.shutdown_timeout_s,
-            on_listening=lambda address: _log.info("listening on %s, loading", address),
-            on_ready=lambda: _log.info(
-                "ready after %.1f s, serving %s",
-                time.monotonic() - started_at,
-                ", ".join(served_names),
-            ),
-        )
+    return await serve_front(
+        front,
+        lifecycle=lifecycle,
+        start=start,
+        stop=stop,
+        host=arguments.host,
+        port=arguments.port,
+        uds=arguments.uds,
+        shutdown_timeout_s=arguments.shutdown_timeout_s,
+        on_listening=lambda address: _log.info("listening on %s, loading", address),
+        on_ready=lambda: _log.info(
+            "ready after %.1f s, serving %s",
+            time.monotonic() - started_at,
+            ", ".join(settings.served_names),
+        ),
     )
 
 
 def _locate(arguments: ModelArguments) -> Path:
-    cache_home = os.environ.get("XDG_CACHE_HOME")
-    cache = Path(cache_home) if cache_home else Path.home() / ".cache"
-    return locate_model(
-        arguments.model, revision=arguments.revision, babbler_cache=cache / "deltaserve"
-    )
+    return locate_model(arguments.model, revision=arguments.revision)
 
 
 def _engine_config(
@@ -175,14 +176,16 @@ def _engine_config(
         cache_bytes=arguments.cache_bytes,
         memory_utilization=arguments.memory_utilization,
         num_threads=arguments.num_threads,
+        device=arguments.device,
+        enforce_eager=arguments.enforce_eager,
     )
 
 
 def _warn_about(arguments: ServeArguments) -> None:
     if arguments.model.model is None:
-        _log.warning(
-            "no MODEL was given: this is the babbler, a tiny demo model with random weights; "
-            "everything it says is noise"
+        _log.info(
+            "no MODEL was given: this is the demo model, which is tiny and knows little; "
+            "give a directory or a hub id to serve another"
         )
     if arguments.ignored_flags:
         _log.info("accepted, but not needed here: %s", ", ".join(arguments.ignored_flags))

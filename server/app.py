@@ -10,8 +10,7 @@ Log lines hold ids, lengths and times; never text, paths as sent, or exception m
 
 import logging
 import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -19,14 +18,15 @@ from starlette.exceptions import HTTPException
 from engine import EngineClient
 from server.auth import PROBES, Keyring
 from server.errors import BadRequest, ClientGone, WrongMethod, answer_to
-from server.exchange import Exchange, Receive, Scope, Send
+from server.exchange import Receive, Scope, Send
+from server.fault_log import log_fault
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.messages.fault import exchange_for
 from server.messages.routes import add_message_routes
 from server.metrics import Metrics
 from server.openapi import openapi_document
-from server.responses import ResponseStore, add_response_routes
+from server.responses import ResponseKeeper, ResponseStore, add_response_routes
 from server.routes import add_fact_routes, add_model_routes
 from server.site import EXCHANGE, FAULT, Sent, Site
 from server.tokenizer import Tokenizer
@@ -50,9 +50,15 @@ def create_app(
     api_keys: Sequence[str] = (),
     open_metrics: bool = False,
     limits: HttpLimits | None = None,
-    responses: ResponseStore | None = None,
+    responses: ResponseKeeper | None = None,
+    scrape: Callable[[], Awaitable[bytes]] | None = None,
+    created: int | None = None,
 ) -> "App":
-    """The application; `served_names[0]` is what answers call the model by default."""
+    """The application; `served_names[0]` is what answers call the model by default.
+
+    `responses`, `scrape` (the text of `/metrics`) and `created` (the time at which the server
+    started) are for one of several processes that together are the server.
+    """
     site = Site(
         engine=engine,
         validator=validator,
@@ -63,6 +69,8 @@ def create_app(
         lifecycle=lifecycle,
         metrics=metrics,
         limits=limits or HttpLimits(),
+        scrape=scrape,
+        created=int(time.time()) if created is None else created,
     )
     api = _create_api(
         site, responses or ResponseStore(), has_keys=bool(api_keys), open_metrics=open_metrics
@@ -71,7 +79,7 @@ def create_app(
 
 
 def _create_api(
-    site: Site, responses: ResponseStore, *, has_keys: bool, open_metrics: bool
+    site: Site, responses: ResponseKeeper, *, has_keys: bool, open_metrics: bool
 ) -> FastAPI:
     """The routes. FastAPI's own pages are off: they would load scripts from elsewhere."""
     api = FastAPI(
@@ -135,7 +143,7 @@ class App:
         except Exception as error:  # whatever went wrong, the client gets an answer, we a line
             answer = answer_to(error)
             if answer.status == 500:
-                _log_fault(exchange, error)
+                log_fault(exchange.request_id, error)
             if not is_probe:
                 self._metrics.count_error(answer)
             await exchange.fail(answer)
@@ -161,10 +169,3 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{kind}.complete"})
         if kind == "lifespan.shutdown":
             return
-
-
-def _log_fault(exchange: Exchange, error: Exception) -> None:
-    """Log where it happened. The exception's own text may quote the request, so it stays out."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    kind = type(error).__name__
-    _log.error("request %s failed with %s\n%s", exchange.request_id, kind, where)

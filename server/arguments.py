@@ -38,6 +38,7 @@ DTYPES = {
     "half": "float16",
     "float": "float32",
 }
+DEVICES = ("auto", "cpu", "cuda")
 IGNORED = {  # flag -> its value's name, or None for a switch
     "--reasoning-parser": "NAME",
     "--tool-call-parser": "NAME",
@@ -50,7 +51,7 @@ IGNORED = {  # flag -> its value's name, or None for a switch
 class ModelArguments:
     """Which checkpoint, and how the engine runs it. None: the engine decides."""
 
-    model: str | None  # None: the babbler
+    model: str | None  # None: the bundled demo model
     revision: str | None
     dtype: str
     max_model_len: int | None
@@ -59,6 +60,8 @@ class ModelArguments:
     memory_utilization: float
     cache_bytes: int | None
     num_threads: int | None
+    device: str
+    enforce_eager: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,7 @@ class ServeArguments:
     host: str
     port: int
     uds: str | None
+    api_workers: int
     api_keys: tuple[str, ...]
     metrics_open: bool
     literal_control_tokens: bool
@@ -198,6 +202,10 @@ def _add_model_flags(parser: _Parser) -> None:
     )  # fmt: skip
     engine = parser.add_argument_group("engine")
     engine.add_argument(
+        "--device", choices=DEVICES, default="auto", metavar="NAME",
+        help="auto (a GPU if there is one), cpu or cuda",
+    )  # fmt: skip
+    engine.add_argument(
         "--tensor-parallel-size", "--tp-size", "--tp", "-tp", type=at_least(1), default=1,
         metavar="N", help="devices to split the model over; only 1 today",
     )  # fmt: skip
@@ -211,7 +219,8 @@ def _add_model_flags(parser: _Parser) -> None:
     )  # fmt: skip
     engine.add_argument(
         "--gpu-memory-utilization", "--mem-fraction-static", type=share, default=0.9,
-        metavar="F", help="share of the memory left after the weights to use (default: 0.9)",
+        metavar="F",
+        help="share of a GPU's memory, or of a CPU's left after the weights (default: 0.9)",
     )  # fmt: skip
     engine.add_argument(
         "--cache-memory", type=size, metavar="SIZE",
@@ -222,6 +231,9 @@ def _add_model_flags(parser: _Parser) -> None:
         help="auto: the model's; nothing else today",
     )  # fmt: skip
     engine.add_argument("--threads", type=at_least(1), metavar="N", help="CPU threads of the model")
+    engine.add_argument(
+        "--enforce-eager", action="store_true", help="no CUDA graphs: slower, to find faults"
+    )
 
 
 def _add_serve_flags(parser: _Parser) -> None:
@@ -231,6 +243,10 @@ def _add_serve_flags(parser: _Parser) -> None:
         "--port", type=between(0, 65535), default=8000, metavar="N", help="(%(default)s)"
     )
     http.add_argument("--uds", metavar="PATH", help="listen on a unix socket instead")
+    http.add_argument(
+        "--api-workers", "--api-server-count", type=between(1, 64), default=1, metavar="N",
+        help="processes that answer HTTP, all before one engine (%(default)s)",
+    )  # fmt: skip
     http.add_argument(
         "--served-model-name", nargs="+", default=[], metavar="NAME",
         help="names that clients use (default: MODEL)",
@@ -332,6 +348,8 @@ def _model_arguments(parser: _Parser, parsed: argparse.Namespace) -> ModelArgume
         memory_utilization=parsed.gpu_memory_utilization,
         cache_bytes=parsed.cache_memory,
         num_threads=parsed.threads,
+        device=parsed.device,
+        enforce_eager=parsed.enforce_eager,
     )
 
 
@@ -350,6 +368,7 @@ def _serve_arguments(
         host=parsed.host,
         port=parsed.port,
         uds=parsed.uds,
+        api_workers=parsed.api_workers,
         api_keys=tuple(parsed.api_key) or _environment_keys(parser, environment),
         metrics_open=parsed.metrics_open,
         literal_control_tokens=parsed.literal_control_tokens,

@@ -26,6 +26,7 @@ class Lifecycle:
         self._is_draining = False
         self._flights: set[Flight] = set()
         self._landed = asyncio.Event()
+        self.others_ready = True  # False: another process of this server cannot take work yet
         self.failure: str | None = None  # set: the server is to end with an error
         self.ended = asyncio.Event()  # set by `fail`
 
@@ -39,13 +40,17 @@ class Lifecycle:
             case "ready":
                 return
             case "starting":
-                raise Unavailable(
-                    "The model is still loading.", code="starting", retry_after_s=START_RETRY_S
-                )
+                raise _still_loading()
             case "dead":
                 raise Unavailable(
                     "The engine is not running.", code="engine_dead", retry_after_s=10
                 )
+
+    def check_all_ready(self) -> None:
+        """For probes: raise Unavailable unless the whole server can take new work."""
+        self.check_ready()
+        if not self.others_ready:
+            raise _still_loading()
 
     @property
     def num_in_flight(self) -> int:
@@ -87,6 +92,10 @@ class Lifecycle:
     def land(self, flight: "Flight") -> None:
         self._flights.discard(flight)
         self._landed.set()
+
+
+def _still_loading() -> Unavailable:
+    return Unavailable("The model is still loading.", code="starting", retry_after_s=START_RETRY_S)
 
 
 class Flight:

@@ -4,6 +4,9 @@ autoscalers find them; what is ours alone is `deltaserve:*`. Label values come f
 Gauges and engine counters are read from `engine.stats` at the moment of a scrape; counters of
 requests and tokens move when a request ends, by its exact usage; `ChoiceClock` takes the times of
 one choice. Everything here belongs to the event loop's thread.
+
+Where several processes answer requests, each has its own `Metrics`, of which one also reads the
+engine's; `metric_sums` makes one text of all.
 """
 
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from engine import EngineClient, EngineStats
 from server.errors import ErrorAnswer
+from server.metric_sums import Family, families_of
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 Ending = Literal["stop", "length", "abort", "error"]
@@ -37,10 +41,12 @@ _REASONS = frozenset(
 
 
 class Metrics:
-    def __init__(self, engine: EngineClient, *, model_name: str) -> None:
+    def __init__(self, engine: EngineClient | None, *, model_name: str) -> None:
+        """`engine` None: another process tells the engine's gauges and counters."""
         self._registry = CollectorRegistry()
         self._model_name = model_name
-        self._registry.register(_EngineCollector(engine, model_name))
+        if engine is not None:
+            self._registry.register(_EngineCollector(engine, model_name))
 
         self._prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens")
         self._generation_tokens = self._counter("vllm:generation_tokens", "Generated tokens")
@@ -155,6 +161,10 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition of every series."""
         return generate_latest(self._registry)
+
+    def families(self) -> tuple[Family, ...]:
+        """The same, as `metric_sums` takes it."""
+        return families_of(self._registry)
 
     def _counter(self, name: str, text: str) -> Counter:
         counter = Counter(name, text, ("model_name",), registry=self._registry)

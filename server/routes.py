@@ -85,7 +85,7 @@ def add_fact_routes(api: FastAPI, site: Site) -> None:
         await exchange.reply(_OK)
 
     async def health(exchange: Exchange) -> None:
-        site.lifecycle.check_ready()
+        site.lifecycle.check_all_ready()
         await exchange.reply(_OK)
 
     async def version(exchange: Exchange) -> None:
@@ -107,7 +107,8 @@ def add_fact_routes(api: FastAPI, site: Site) -> None:
         await exchange.reply(msgspec.json.encode(_card(site, name)))
 
     async def metrics(exchange: Exchange) -> None:
-        await exchange.reply(site.metrics.render(), content_type=CONTENT_TYPE)
+        text = site.metrics.render() if site.scrape is None else await site.scrape()
+        await exchange.reply(text, content_type=CONTENT_TYPE)
 
     async def openapi(exchange: Exchange) -> None:
         await exchange.reply(msgspec.json.encode(api.openapi()))

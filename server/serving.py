@@ -1,42 +1,47 @@
-"""Runs the application on a socket, from listening early to drained and stopped.
+"""From listening early to drained and stopped.
 
 `serve` owns the order of things: bind, listen, start the engine while probes already answer 503
 `starting`; on the first SIGTERM or SIGINT drain; when drained, or when the time for it is up, close
 and stop the engine. A second signal skips the waiting. It returns the process's exit code and
 raises nothing a user can cause: a failed start is one line on the log and a code other than 0.
+
+What answers on the socket is a `Front`: the application in this process (`app_front`), or worker
+processes that each run one (`workers`).
 """
 
 import asyncio
 import contextlib
 import logging
-import resource
-import signal
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
-
-import uvicorn
+from typing import Any, Protocol
 
 from engine import EngineError
 from server.app import App
-from server.http_limits import SPARE_CONNECTIONS, HttpLimits, limited_protocol
+from server.app_front import AppFront
+from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
-
-ABORT_GRACE_S = 2.0  # for error events to leave after the drain's time is up
-BACKLOG = 2048
-SPARE_FILES = 256  # descriptors besides connections: the engine's sockets, libraries, logs
+from server.stop_orders import StopOrders
 
 _log = logging.getLogger("deltaserve.serving")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: signals are `serve`'s."""
+class Front(Protocol):
+    """What answers on a bound socket."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
+    def begin(self, listener: socket.socket) -> "asyncio.Task[None]":
+        """Listen and answer. The task ends early only if that cannot go on."""
+        ...
+
+    async def drain(self, orders: StopOrders, timeout_s: float) -> None:
+        """Refuse new work, and let work in flight finish until the time is up or a second order."""
+        ...
+
+    async def end(self, serving: "asyncio.Task[None]", *, at_once: bool) -> None:
+        """Close everything; `serving` is what `begin` returned."""
+        ...
 
 
 async def serve(
@@ -53,75 +58,110 @@ async def serve(
     on_listening: Callable[[str], None] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> int:
+    """Serve `app` from this process, as `serve_front` does it."""
+    return await serve_front(
+        AppFront(app, lifecycle, limits or HttpLimits()),
+        lifecycle=lifecycle,
+        start=start,
+        stop=stop,
+        host=host,
+        port=port,
+        uds=uds,
+        shutdown_timeout_s=shutdown_timeout_s,
+        on_listening=on_listening,
+        on_ready=on_ready,
+    )
+
+
+async def serve_front(
+    front: Front,
+    *,
+    lifecycle: Lifecycle,
+    start: Callable[[], Coroutine[Any, Any, None]],
+    stop: Callable[[], Awaitable[None]],
+    host: str,
+    port: int,
+    uds: str | None,
+    shutdown_timeout_s: float,
+    on_listening: Callable[[str], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> int:
     """Serve until a signal or `lifecycle.fail`, and return the exit code.
 
     `start` returns once the engine is ready, and raises EngineError, OSError or ValueError if it
     cannot be; `stop` leaves no child behind and may be called at any time. `on_listening` gets the
     address as text.
     """
-    limits = limits or HttpLimits()
     try:
         listener, address = _bind(host, port, uds)
     except OSError as error:
         where = uds or f"{host}:{port}"
         _log.error("cannot listen on %s: %s", where, error.strerror or "not possible")
         return 1
-    _raise_file_limit(limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES)
-    signals = _Signals()
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http=limited_protocol(limits),
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            forwarded_allow_ips="",
-            timeout_keep_alive=limits.keep_alive_s,
-            timeout_graceful_shutdown=int(ABORT_GRACE_S),
-            workers=1,
-        )
-    )
-    with signals.handled():
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+    orders = StopOrders()
+    with orders.from_signals():
         try:
-            if on_listening is not None:
-                on_listening(address)
-            await _run(lifecycle, start, on_ready, signals, serving)
-            lifecycle.begin_drain()
-            await _drain(lifecycle, signals, shutdown_timeout_s)
+            await run_front(
+                front,
+                listener,
+                lifecycle=lifecycle,
+                orders=orders,
+                start=start,
+                stop=stop,
+                shutdown_timeout_s=shutdown_timeout_s,
+                on_listening=lambda: on_listening(address) if on_listening is not None else None,
+                on_ready=on_ready,
+            )
         finally:
-            lifecycle.begin_drain()
-            server.force_exit = signals.num_received > 1
-            server.should_exit = True
-            await serving
-            await stop()
+            listener.close()
             if uds is not None:
                 Path(uds).unlink(missing_ok=True)
-    if signals.num_received > 1:
-        return 128 + signals.last
+    if orders.num_received > 1:
+        return 128 + orders.last_signal
     if lifecycle.failure is not None:
         _log.error("%s", lifecycle.failure)
         return 1
     return 0
 
 
+async def run_front(
+    front: Front,
+    listener: socket.socket,
+    *,
+    lifecycle: Lifecycle,
+    orders: StopOrders,
+    start: Callable[[], Coroutine[Any, Any, None]],
+    stop: Callable[[], Awaitable[None]],
+    shutdown_timeout_s: float,
+    on_listening: Callable[[], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """From the first to the last moment of `front` on a bound socket."""
+    serving = front.begin(listener)
+    try:
+        if on_listening is not None:
+            on_listening()
+        await _run(lifecycle, start, on_ready, orders, serving)
+        await front.drain(orders, shutdown_timeout_s)
+    finally:
+        try:
+            await front.end(serving, at_once=orders.num_received > 1)
+        finally:
+            await stop()
+
+
 async def _run(
     lifecycle: Lifecycle,
     start: Callable[[], Coroutine[Any, Any, None]],
     on_ready: Callable[[], None] | None,
-    signals: "_Signals",
+    orders: StopOrders,
     serving: asyncio.Task[None],
 ) -> None:
     """Start the engine and wait for a reason to stop."""
     starting = asyncio.create_task(start())
     ends = [
         serving,
-        asyncio.create_task(signals.first.wait()),
+        asyncio.create_task(orders.first.wait()),
         asyncio.create_task(lifecycle.ended.wait()),
     ]
     try:
@@ -139,55 +179,6 @@ async def _run(
         for task in (starting, *ends[1:]):
             task.cancel()
         await asyncio.wait([starting, *ends[1:]])
-
-
-async def _drain(lifecycle: Lifecycle, signals: "_Signals", timeout_s: float) -> None:
-    """Let work in flight finish; when the time is up or a second signal comes, end it."""
-    drained = asyncio.create_task(lifecycle.drained())
-    second = asyncio.create_task(signals.second.wait())
-    try:
-        waits = [drained, second]
-        if lifecycle.num_in_flight:
-            _log.info(
-                "stopping: %d requests may finish within %g s; signal again to end at once",
-                lifecycle.num_in_flight,
-                timeout_s,
-            )
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not drained.done():
-            _log.warning("ending %d unfinished requests", lifecycle.num_in_flight)
-            lifecycle.abort_all()
-            await asyncio.wait(waits, timeout=ABORT_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        drained.cancel()
-        second.cancel()
-
-
-class _Signals:
-    """SIGTERM and SIGINT, counted."""
-
-    def __init__(self) -> None:
-        self.num_received = 0
-        self.last = 0
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-
-    @contextlib.contextmanager
-    def handled(self) -> Generator[None, None, None]:
-        loop = asyncio.get_running_loop()
-        kinds = (signal.SIGTERM, signal.SIGINT)
-        for kind in kinds:
-            loop.add_signal_handler(kind, self._receive, kind)
-        try:
-            yield
-        finally:
-            for kind in kinds:
-                loop.remove_signal_handler(kind)
-
-    def _receive(self, kind: int) -> None:
-        self.num_received += 1
-        self.last = kind
-        (self.first if self.num_received == 1 else self.second).set()
 
 
 def _bind(host: str, port: int, uds: str | None) -> tuple[socket.socket, str]:
@@ -216,10 +207,3 @@ def _bind(host: str, port: int, uds: str | None) -> tuple[socket.socket, str]:
     bound_port = listener.getsockname()[1]
     shown = f"[{host}]" if ":" in host else host
     return listener, f"http://{shown}:{bound_port}"
-
-
-def _raise_file_limit(num_files: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

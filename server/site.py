@@ -47,6 +47,7 @@ class Site:
     lifecycle: Lifecycle
     metrics: Metrics
     limits: HttpLimits
+    scrape: Callable[[], Awaitable[bytes]] | None = None  # None: `metrics` are all there are
     created: int = field(default_factory=lambda: int(time.time()))
     pool: ThreadPoolExecutor = field(default_factory=_make_pool)
 
@@ -60,7 +61,7 @@ class Site:
         async def answer(reply: bytes, arrived: float) -> None:
             await exchange.reply(reply)
 
-        await self._work(exchange, read, answer)
+        await self.work(exchange, read, answer)
 
     async def generate(
         self, exchange: Exchange, read: Callable[[bytes], T], maker: "AnswerMaker[T]"
@@ -70,9 +71,9 @@ class Site:
         async def answer(draft: T, arrived: float) -> None:
             await maker(draft, exchange, self.engine, self.metrics, arrived=arrived).run()
 
-        await self._work(exchange, read, answer)
+        await self.work(exchange, read, answer)
 
-    async def _work(
+    async def work(
         self,
         exchange: Exchange,
         read: Callable[[bytes], T],

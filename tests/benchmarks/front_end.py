@@ -1,11 +1,11 @@
 """What a streamed chat token costs the server process: many streams, an engine that never waits.
 
     python -m tests.benchmarks.front_end [--streams 64] [--tokens 600] [--rounds 5]
-                                         [--profile] [--uvloop]
+                                         [--api-workers 1] [--profile] [--uvloop]
 
 The real application, served on a TCP socket as `deltaserve serve` does it, in a process of its own
 that keeps to one core. Its engine is a stand-in inside that process: each step is a frame as the
-real engine sends it, one token for every stream, decoded and handed out as `EngineProcess` does;
+real engine sends it, one token for every stream, decoded and handed out as `EngineLink` does;
 the next step begins when every stream took its token. So nothing is merged, each token is a chunk
 and a write of its own, and the server always has work. The first half of an answer is reasoning.
 The client reads raw sockets in another process, on another core, and counts the chunks it got.
@@ -17,6 +17,11 @@ For each round, without its first steps and its last:
     tok/s wall tokens by the clock, less where the machine has other work
     yardstick  CPU time of a fixed piece of Python, before and after the round. Cores that are
                shared or throttled slow both alike: compare only rounds whose yardsticks agree
+
+With `--api-workers` several such processes, each on a core of its own as far as there are cores,
+take their connections from one socket as the workers of `deltaserve serve` do. Their CPU times add
+up; the clock is that of the slowest, and the shares are the streams that each of them got. With as
+many workers as cores the client competes with them: then the clock says little, and CPU time all.
 
 `--profile` runs one more round under cProfile, which about doubles the cost of Python code, and
 prints the functions with the largest share of time of their own.
@@ -37,20 +42,25 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 from engine import EngineInfo, EngineState, EngineStats, FinishReason, ModelConfig, Request
 from engine.ipc import Deltas, decode_to_server, encode
 from engine.request import TokenDelta
 from server.app import create_app
+from server.app_front import AppFront
 from server.checkpoint_text import CheckpointText, read_checkpoint_text
 from server.constraints.checker import GrammarChecker
 from server.constraints.reader import ConstraintReader
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
-from server.serving import serve
+from server.serving import run_front
+from server.stop_orders import StopOrders
 from server.validate import Validator
+from server.workers.process import TakesTurns
 from tests.server.text.tiny_tokenizer import SENTENCES, build_tiny_tokenizer
 
 WARM_UP_STEPS = 10
@@ -80,6 +90,7 @@ class Options:
     streams: int
     tokens: int
     rounds: int
+    api_workers: int
     profile: bool
     uvloop: bool
 
@@ -93,6 +104,19 @@ class Figures:
     user_s: float
     system_s: float
     yardstick_s: float
+    shares: tuple[int, ...]  # streams of each process
+
+    @classmethod
+    def of_all(cls, all_figures: "list[Figures]") -> "Figures":
+        """Of one round of several processes."""
+        return cls(
+            sum(each.num_tokens for each in all_figures),
+            max(each.wall_s for each in all_figures),
+            sum(each.user_s for each in all_figures),
+            sum(each.system_s for each in all_figures),
+            statistics.mean(each.yardstick_s for each in all_figures),
+            tuple(share for each in all_figures for share in each.shares),
+        )
 
     @property
     def us_per_token(self) -> float:
@@ -105,6 +129,7 @@ class Figures:
             f"{1e6 / self.us_per_token:8.0f} tok/s CPU"
             f"{self.num_tokens / self.wall_s:8.0f} tok/s wall"
             f"    yardstick {1e3 * self.yardstick_s:.1f} ms"
+            + (f"    shares {self.shares}" if len(self.shares) > 1 else "")
         )
 
 
@@ -115,7 +140,7 @@ class Meter:
         self._yardstick_s = yardstick_s()
         self._wall_s, self._usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
 
-    def stop(self, num_tokens: int) -> Figures:
+    def stop(self, num_tokens: int, num_streams: int) -> Figures:
         wall_s, usage = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         return Figures(
             num_tokens,
@@ -123,6 +148,7 @@ class Meter:
             usage.ru_utime - self._usage.ru_utime,
             usage.ru_stime - self._usage.ru_stime,
             (self._yardstick_s + yardstick_s()) / 2,
+            (num_streams,),
         )
 
 
@@ -141,27 +167,34 @@ class Stream:
 
 
 class EagerEngine:
-    """Implements `engine.EngineClient`: a round begins when `num_streams` requests are in."""
+    """Implements `engine.EngineClient`: a round begins when all streams are in, of all processes.
+
+    `num_arrived` counts them, over all rounds.
+    """
 
     def __init__(
-        self, num_streams: int, answer: list[int], on_figures: Callable[[Figures], None]
+        self,
+        num_streams: int,
+        num_arrived: "Synchronized[int]",
+        answer: list[int],
+        on_figures: Callable[[Figures], None],
     ) -> None:
         self.state: EngineState = "ready"
         self.info: EngineInfo | None = None
         self.stats = EngineStats()
         self.profiler: cProfile.Profile | None = None  # set: it runs while a round is measured
         self._num_streams = num_streams
+        self._num_arrived = num_arrived
         self._answer = answer
         self._on_figures = on_figures
         self._streams: dict[str, Stream] = {}
         self._num_behind = 0
         self._all_took = asyncio.Event()
-        self._round: asyncio.Task[None] | None = None
 
     async def submit(self, request: Request) -> AsyncGenerator[TokenDelta, None]:
         stream = self._streams[request.id] = Stream()
-        if len(self._streams) == self._num_streams:
-            self._round = asyncio.create_task(self._run(list(self._streams)))
+        with self._num_arrived.get_lock():
+            self._num_arrived.value += 1
         over = False
         while not over:
             await stream.arrived.wait()
@@ -173,6 +206,12 @@ class EagerEngine:
             self._num_behind -= 1
             if not self._num_behind:
                 self._all_took.set()
+
+    async def run_rounds(self, num_rounds: int) -> None:
+        for number in range(1, num_rounds + 1):
+            while self._num_arrived.value < number * self._num_streams:
+                await asyncio.sleep(0.002)
+            await self._run(list(self._streams))
 
     def cancel(self, request_id: str) -> None:
         raise AssertionError("nothing is cancelled here")
@@ -190,12 +229,13 @@ class EagerEngine:
                 meter = Meter()
                 if self.profiler is not None:
                     self.profiler.enable()
-            self._hand_out(frame)
-            await self._all_took.wait()
+            if ids:
+                self._hand_out(frame)
+                await self._all_took.wait()
         if self.profiler is not None:
             self.profiler.disable()
         assert meter is not None
-        self._on_figures(meter.stop((last - WARM_UP_STEPS) * len(ids)))
+        self._on_figures(meter.stop((last - WARM_UP_STEPS) * len(ids), len(ids)))
         end = (self._answer[-1],)
         self._hand_out(encode(Deltas(tuple(TokenDelta(i, end, FinishReason.LENGTH) for i in ids))))
         self._streams.clear()
@@ -211,22 +251,36 @@ class EagerEngine:
                 stream.arrived.set()
 
 
-def run_server(options: Options, reports: Connection) -> None:
-    """The server process: its port, then the figures of each round, go to `reports`."""
-    keep_to_core(0)
+def run_server(
+    options: Options,
+    index: int,
+    listener: socket.socket,
+    num_arrived: "Synchronized[int]",
+    reports: Connection,
+) -> None:
+    """A server process: the figures of each round go to `reports`."""
+    keep_to_core(index)
     with tempfile.TemporaryDirectory() as folder:
         build_tiny_tokenizer(Path(folder))
         checkpoint = read_checkpoint_text(Path(folder))
+    if options.api_workers > 1:
+        listener = TakesTurns(fileno=listener.detach())
     loop_factory = None
     if options.uvloop:
         import uvloop
 
         loop_factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(serve_rounds(options, checkpoint, reports))
+        runner.run(serve_rounds(options, checkpoint, listener, num_arrived, reports))
 
 
-async def serve_rounds(options: Options, checkpoint: CheckpointText, reports: Connection) -> None:
+async def serve_rounds(
+    options: Options,
+    checkpoint: CheckpointText,
+    listener: socket.socket,
+    num_arrived: "Synchronized[int]",
+    reports: Connection,
+) -> None:
     tokenizer = checkpoint.tokenizer
     num_rounds_left = options.rounds + options.profile
 
@@ -242,7 +296,8 @@ async def serve_rounds(options: Options, checkpoint: CheckpointText, reports: Co
         elif options.profile and num_rounds_left == 1:
             engine.profiler = cProfile.Profile()
 
-    engine = EagerEngine(options.streams, answer_ids(checkpoint, options.tokens), on_figures)
+    answer = answer_ids(checkpoint, options.tokens)
+    engine = EagerEngine(options.streams, num_arrived, answer, on_figures)
     checker = GrammarChecker()
     limits = HttpLimits()
     lifecycle = Lifecycle(engine, request_timeout_s=limits.request_timeout_s)
@@ -265,21 +320,23 @@ async def serve_rounds(options: Options, checkpoint: CheckpointText, reports: Co
         metrics=Metrics(engine, model_name="tiny"),
         limits=limits,
     )
+    rounds = asyncio.create_task(engine.run_rounds(num_rounds_left))
 
     async def start() -> None:
         checker.start()
 
     async def stop() -> None:
         checker.close()
+        await rounds
 
-    await serve(
-        app,
+    await run_front(
+        AppFront(app, lifecycle, limits),
+        listener,
         lifecycle=lifecycle,
+        orders=StopOrders(),
         start=start,
         stop=stop,
-        port=0,
-        limits=limits,
-        on_listening=lambda address: reports.send(int(address.rpartition(":")[2])),
+        shutdown_timeout_s=30.0,
     )
 
 
@@ -331,7 +388,7 @@ def read_streams(port: int, num_streams: int, num_tokens: int) -> None:
     )
     selector = selectors.DefaultSelector()
     for _ in range(num_streams):
-        wire = connect(port)
+        wire = socket.create_connection(("127.0.0.1", port))
         wire.sendall(head + body)
         selector.register(wire, selectors.EVENT_READ, bytearray())
     while selector.get_map():
@@ -347,14 +404,6 @@ def read_streams(port: int, num_streams: int, num_tokens: int) -> None:
     selector.close()
 
 
-def connect(port: int) -> socket.socket:
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port))
-        except ConnectionRefusedError:  # it says its address a moment before it listens
-            time.sleep(0.05)
-
-
 def check_stream(received: bytes, num_tokens: int) -> None:
     """Every token made a chunk, but the end of the thinking, and the stream has its end."""
     num_chunks = received.count(b"data: {")
@@ -367,36 +416,50 @@ def parse_options() -> Options:
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=600, help="per stream")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--api-workers", type=int, default=1, help="processes that serve")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--uvloop", action="store_true", help="instead of asyncio's own loop")
     options = Options(**vars(parser.parse_args()))
     if options.tokens < WARM_UP_STEPS + 2 or options.streams < 1 or options.rounds < 1:
         parser.error(f"at least {WARM_UP_STEPS + 2} tokens, one stream and one round")
+    if options.api_workers < 1 or (options.profile and options.api_workers > 1):
+        parser.error("at least one worker, and only one with --profile")
     return options
 
 
 def main() -> None:
     options = parse_options()
     context = multiprocessing.get_context("spawn")
-    reports, theirs = context.Pipe(duplex=False)
-    server = context.Process(target=run_server, args=(options, theirs))
-    server.start()
-    theirs.close()
-    keep_to_core(1)
+    num_arrived = context.Value("q", 0)
+    all_reports: list[Connection] = []
+    servers: list[SpawnProcess] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        port: int = listener.getsockname()[1]
+        for index in range(options.api_workers):
+            reports, theirs = context.Pipe(duplex=False)
+            server = context.Process(
+                target=run_server, args=(options, index, listener, num_arrived, theirs)
+            )
+            server.start()
+            theirs.close()
+            servers.append(server)
+            all_reports.append(reports)
+    keep_to_core(options.api_workers)
     try:
-        port: int = reports.recv()
         figures: list[Figures] = []
         for _ in range(options.rounds):
             read_streams(port, options.streams, options.tokens)
-            figures.append(reports.recv())
+            figures.append(Figures.of_all([reports.recv() for reports in all_reports]))
             print(figures[-1], flush=True)
         us_per_token = statistics.median(each.us_per_token for each in figures)
         print(f"median {us_per_token:.1f} us/token, {1e6 / us_per_token:.0f} tok/s on one core")
         if options.profile:
             read_streams(port, options.streams, options.tokens)
-        server.join()
+        for server in servers:
+            server.join()
     finally:
-        server.kill()
+        for server in servers:
+            server.kill()
 
 
 if __name__ == "__main__":

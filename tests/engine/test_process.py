@@ -16,12 +16,14 @@ from engine.client import EngineStats
 from engine.config import EngineConfig
 from engine.errors import (
     EngineDied,
+    EngineStarting,
     GrammarStuck,
     QueueFull,
     QueueTimeout,
     RequestFailed,
     RequestTooLong,
 )
+from engine.link import EngineLink
 from engine.process import EngineProcess
 from engine.request import FinishReason, Request
 from tests.engine import fake_worker
@@ -43,6 +45,8 @@ async def started(
     stall_limit_s: float = 60.0,
     on_stats: Callable[[EngineStats], None] | None = None,
     on_give_up: Callable[[], None] | None = None,
+    on_started: Callable[[str], None] | None = None,
+    on_gone: Callable[[str], None] | None = None,
 ) -> AsyncIterator[EngineProcess]:
     config = EngineConfig(
         model_dir="", num_real_tokens=97, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s
@@ -54,6 +58,8 @@ async def started(
         first_backoff_s=0.05,
         on_stats=on_stats,
         on_give_up=on_give_up,
+        on_started=on_started,
+        on_gone=on_gone,
     )
     await engine.start()
     try:
@@ -62,10 +68,11 @@ async def started(
         await engine.stop()
 
 
-async def generate(engine: EngineProcess, request: Request) -> list[int]:
+async def generate(engine: EngineProcess | EngineLink, request: Request) -> list[int]:
+    link = engine.link if isinstance(engine, EngineProcess) else engine
     ids: list[int] = []
     finish = None
-    async for delta in engine.submit(request):
+    async for delta in link.submit(request):
         assert finish is None
         ids += delta.token_ids
         finish = delta.finish
@@ -94,8 +101,10 @@ def test_concurrent_streams_equal_lone_runs() -> None:
         async with started() as engine:
             outputs = await asyncio.gather(*(generate(engine, request) for request in requests))
             assert outputs == [solo_run(request) for request in requests]
-            await until(lambda: engine.stats.num_steps > 0)
-            await until(lambda: engine.stats.num_pages_used == engine.stats.num_slots_used == 0)
+            await until(lambda: engine.link.stats.num_steps > 0)
+            await until(
+                lambda: engine.link.stats.num_pages_used == engine.link.stats.num_slots_used == 0
+            )
 
     run(test)
 
@@ -104,9 +113,11 @@ def test_deltas_merge_while_the_consumer_is_busy() -> None:
     async def test() -> None:
         async with started() as engine:
             request = healthy("slow reader", 5, 200)
-            stream = engine.submit(request)
+            stream = engine.link.submit(request)
             first = await anext(stream)
-            await until(lambda: engine.stats.num_running == 0 and engine.stats.num_steps >= 200)
+            await until(
+                lambda: engine.link.stats.num_running == 0 and engine.link.stats.num_steps >= 200
+            )
             rest = await anext(stream)
             assert [*first.token_ids, *rest.token_ids] == solo_run(request)
             assert rest.finish is FinishReason.LENGTH
@@ -119,12 +130,101 @@ def test_deltas_merge_while_the_consumer_is_busy() -> None:
 def test_closing_a_stream_frees_its_memory() -> None:
     async def test() -> None:
         async with started() as engine:
-            stream = engine.submit(with_ids(make_request("gone", 5, 900), fake_worker.SLOW))
+            stream = engine.link.submit(with_ids(make_request("gone", 5, 900), fake_worker.SLOW))
             await anext(stream)
-            await until(lambda: engine.stats.num_slots_used == 1)
+            await until(lambda: engine.link.stats.num_slots_used == 1)
             await stream.aclose()
-            await until(lambda: engine.stats.num_slots_used == 0, timeout_s=2.0)
-            assert engine.stats.num_pages_used == 0
+            await until(lambda: engine.link.stats.num_slots_used == 0, timeout_s=2.0)
+            assert engine.link.stats.num_pages_used == 0
+
+    run(test)
+
+
+@asynccontextmanager
+async def linked(address: str, name: bytes) -> AsyncIterator[EngineLink]:
+    """Another server process's link, as far as the engine can tell."""
+    ready = asyncio.Event()
+    link = EngineLink(name=name, on_ready=lambda _: ready.set())
+    link.connect(address)
+    try:
+        await asyncio.wait_for(ready.wait(), 10)
+        yield link
+    finally:
+        link.close()
+
+
+def test_several_links_share_an_engine() -> None:
+    async def test() -> None:
+        addresses: list[str] = []
+        async with (
+            started(on_started=addresses.append) as engine,
+            linked(addresses[0], b"one") as one,
+            linked(addresses[0], b"two") as two,
+        ):
+            assert one.state == two.state == "ready"
+            assert one.info == engine.link.info
+            requests = [healthy(f"r{i}", 10 + 30 * i, 30) for i in range(6)]
+            links = [one, two, engine.link] * 2
+            outputs = await asyncio.gather(*map(generate, links, requests))
+            assert outputs == [solo_run(request) for request in requests]
+            await until(lambda: one.stats.num_steps == two.stats.num_steps > 0)
+
+    run(test)
+
+
+def test_what_a_dead_server_process_asked_for_is_cancelled() -> None:
+    async def test() -> None:
+        addresses: list[str] = []
+        async with (
+            started(on_started=addresses.append) as engine,
+            linked(addresses[0], b"dies") as dies,
+            linked(addresses[0], b"lives") as lives,
+        ):
+            slow = [with_ids(make_request(f"s{i}", 5, 900), fake_worker.SLOW) for i in range(6)]
+            mine = with_ids(make_request("mine", 5, 60), fake_worker.SLOW)
+            going = asyncio.create_task(generate(lives, mine))
+            streams = [asyncio.create_task(generate(dies, request)) for request in slow]
+            await until(lambda: lives.stats.num_running == fake_worker.NUM_SLOTS)
+            await until(lambda: lives.stats.num_waiting > 0)
+            engine.link.forget(b"dies")
+            await until(lambda: lives.stats.num_running == 1, timeout_s=2.0)
+            assert lives.stats.num_waiting == 0
+            late = asyncio.create_task(generate(dies, healthy("late")))
+            assert await going == solo_run(mine)
+            await until(lambda: lives.stats.num_slots_used == lives.stats.num_pages_used == 0)
+            assert not late.done(), "what a dead process had sent is not worked on"
+            for stream in (*streams, late):
+                stream.cancel()
+            await asyncio.gather(*streams, late, return_exceptions=True)
+
+    run(test)
+
+
+def test_a_link_follows_the_engine_to_its_next_process() -> None:
+    async def test() -> None:
+        addresses: list[str] = []
+        gone: list[str] = []
+        async with (
+            started(on_started=addresses.append, on_gone=gone.append) as engine,
+            linked(addresses[0], b"one") as link,
+        ):
+            assert engine.link.info is not None
+            slow = with_ids(make_request("victim", 5, 900), fake_worker.SLOW)
+            stream = asyncio.create_task(generate(link, slow))
+            await until(lambda: link.stats.num_running == 1)
+            os.kill(engine.link.info.pid, signal.SIGKILL)
+            await until(lambda: len(gone) == 1)
+            link.disconnect(gone[0])
+            with pytest.raises(EngineDied, match="signal 9"):
+                await stream
+            with pytest.raises(EngineDied):
+                await generate(link, healthy("too early"))
+            await until(lambda: len(addresses) == 2)
+            link.connect(addresses[1])
+            with pytest.raises(EngineStarting):
+                await generate(link, healthy("still too early"))
+            await until(lambda: link.state == "ready")
+            assert await generate(link, healthy("after")) == solo_run(healthy("after"))
 
     run(test)
 
@@ -135,7 +235,7 @@ def test_refusals_name_their_cause() -> None:
             with pytest.raises(RequestTooLong):
                 await generate(engine, healthy("long", 1000, 1000))
             busy = [
-                engine.submit(with_ids(make_request(f"b{i}", 5, 300), fake_worker.SLOW))
+                engine.link.submit(with_ids(make_request(f"b{i}", 5, 300), fake_worker.SLOW))
                 for i in range(fake_worker.NUM_SLOTS)
             ]
             for stream in busy:
@@ -156,18 +256,18 @@ def test_refusals_name_their_cause() -> None:
 def test_a_killed_engine_fails_its_streams_and_comes_back() -> None:
     async def test() -> None:
         async with started() as engine:
-            assert engine.info is not None
-            stream = engine.submit(with_ids(make_request("victim", 5, 900), fake_worker.SLOW))
+            assert engine.link.info is not None
+            stream = engine.link.submit(with_ids(make_request("victim", 5, 900), fake_worker.SLOW))
             await anext(stream)
-            pid = engine.info.pid
+            pid = engine.link.info.pid
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(EngineDied, match="signal 9"):
                 async for _ in stream:
                     pass
-            assert engine.state != "ready"
-            await until(lambda: engine.state == "ready")
-            assert engine.info.pid != pid
-            assert engine.stats.num_restarts == 1
+            assert engine.link.state != "ready"
+            await until(lambda: engine.link.state == "ready")
+            assert engine.link.info.pid != pid
+            assert engine.link.stats.num_restarts == 1
             assert await generate(engine, healthy("after")) == solo_run(healthy("after"))
 
     run(test)
@@ -178,7 +278,7 @@ def test_a_hanging_step_is_noticed() -> None:
         async with started(stall_limit_s=1.0) as engine:
             with pytest.raises(EngineDied, match="no progress"):
                 await generate(engine, with_ids(make_request("hangs", 5, 5), fake_worker.HANGS))
-            await until(lambda: engine.state == "ready")
+            await until(lambda: engine.link.state == "ready")
             assert await generate(engine, healthy("after")) == solo_run(healthy("after"))
 
     run(test)
@@ -187,10 +287,10 @@ def test_a_hanging_step_is_noticed() -> None:
 def test_a_stopped_process_is_noticed() -> None:
     async def test() -> None:
         async with started(stall_limit_s=1.5) as engine:
-            assert engine.info is not None
+            assert engine.link.info is not None
             stream = asyncio.create_task(generate(engine, healthy("first", 5, 50)))
             await stream
-            os.kill(engine.info.pid, signal.SIGSTOP)
+            os.kill(engine.link.info.pid, signal.SIGSTOP)
             with pytest.raises(EngineDied, match="no progress"):
                 await generate(engine, healthy("stuck"))
 
@@ -202,11 +302,11 @@ def test_a_step_that_raises_costs_one_request() -> None:
         async with started() as engine:
             slow = with_ids(make_request("bystander", 5, 60), fake_worker.SLOW)
             bystander = asyncio.create_task(generate(engine, slow))
-            await until(lambda: engine.stats.num_running == 1)
+            await until(lambda: engine.link.stats.num_running == 1)
             with pytest.raises(RequestFailed):
                 await generate(engine, with_ids(make_request("bad", 5, 5), fake_worker.RAISES))
             assert await bystander == solo_run(slow)
-            assert engine.stats.num_restarts == 0
+            assert engine.link.stats.num_restarts == 0
 
     run(test)
 
@@ -216,11 +316,11 @@ def test_a_grammar_that_is_stuck_ends_its_request_alone() -> None:
         async with started() as engine:
             slow = with_ids(make_request("bystander", 5, 40), fake_worker.SLOW)
             bystander = asyncio.create_task(generate(engine, slow))
-            await until(lambda: engine.stats.num_running == 1)
+            await until(lambda: engine.link.stats.num_running == 1)
             with pytest.raises(GrammarStuck):
                 await generate(engine, with_ids(make_request("stuck", 5, 5), fake_worker.STUCK))
             assert await bystander == solo_run(slow)
-            await until(lambda: engine.stats.num_slots_used == 0)
+            await until(lambda: engine.link.stats.num_slots_used == 0)
 
     run(test)
 
@@ -233,8 +333,8 @@ def test_steps_that_fail_one_after_another_end_the_engine() -> None:
                 *(generate(engine, request) for request in bad), return_exceptions=True
             )
             assert {type(error) for error in errors} == {RequestFailed, EngineDied}
-            await until(lambda: engine.state == "ready")
-            assert engine.stats.num_restarts == 1
+            await until(lambda: engine.link.state == "ready")
+            assert engine.link.stats.num_restarts == 1
 
     run(test)
 
@@ -245,12 +345,12 @@ def test_an_engine_that_keeps_dying_is_given_up() -> None:
         async with started(on_give_up=given_up.set) as engine:
             engine._first_backoff_s = 0.0
             while not given_up.is_set():
-                if engine.state == "ready":
+                if engine.link.state == "ready":
                     deadly = with_ids(make_request("deadly", 5, 5), fake_worker.DIES)
                     with pytest.raises(EngineDied):
                         await generate(engine, deadly)
                 await asyncio.sleep(0.01)
-            assert engine.state == "dead"
+            assert engine.link.state == "dead"
             with pytest.raises(EngineDied):
                 await generate(engine, healthy("too late"))
 
@@ -282,7 +382,7 @@ def test_the_engine_ends_when_its_parent_is_killed() -> None:
 
         async def main():
             async with started() as engine:
-                print(engine.info.pid, flush=True)
+                print(engine.link.info.pid, flush=True)
                 await asyncio.sleep(60)
 
         asyncio.run(main())

@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 BELOW = {"kernels": set[str](), "engine": {"kernels"}, "server": {"engine"}}
 LAYERS = BELOW.keys()
 ENTRY_POINT = Path("server/__main__.py")
+# The two ways to an engine process, each with the one file that sets it up.
+ENGINE_INSIDES = {
+    (ENTRY_POINT, "engine.process"),
+    (Path("server/workers/process.py"), "engine.link"),
+}
 TORCH_FREE = ("server.app", "engine", "engine.scheduler", "engine.memory")
 
 
@@ -49,7 +54,7 @@ def private_engine_imports(path: Path, tree: ast.AST, exports: set[str]) -> list
     for module, names in imported(tree):
         if module == "engine":
             found += [f"engine.{name}" for name in names if name not in exports]
-        elif module.startswith("engine.") and (path, module) != (ENTRY_POINT, "engine.process"):
+        elif module.startswith("engine.") and (path, module) not in ENGINE_INSIDES:
             found.append(module)
     return found
 

@@ -1,0 +1,104 @@
+"""The parts of a process that answers requests, put together from plain settings.
+
+The one process of a small server and the worker processes of a larger one are built here alike;
+what differs is passed in: the engine's client, the metrics, who keeps responses.
+"""
+
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from engine import EngineClient, ModelConfig
+from server.app import App, create_app
+from server.checkpoint_text import read_checkpoint_text
+from server.constraints import ConstraintReader, GrammarChecker
+from server.http_limits import HttpLimits
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.responses import ResponseKeeper
+from server.tokenizer import Tokenizer
+from server.validate import Validator
+
+
+class FrontSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What all processes that answer requests have in common; crosses to worker processes."""
+
+    model_dir: str
+    model_root: str  # the model as it was asked for
+    served_names: tuple[str, ...]
+    version: str
+    created: int  # seconds since the epoch
+    api_keys: tuple[str, ...]
+    metrics_open: bool
+    literal_control_tokens: bool
+    request_timeout_s: float
+    shutdown_timeout_s: float
+    seed: int | None  # None: requests without a seed never repeat
+    log_level: int
+
+    def for_worker(self, index: int, num_before: int) -> "FrontSettings":
+        """The same for one worker, with seeds of its own; `num_before` had its place before it."""
+        if self.seed is None:
+            return self
+        seed = random.Random(f"{self.seed} {index} {num_before}").getrandbits(63)
+        return msgspec.structs.replace(self, seed=seed)
+
+
+class FrontParts:
+    """A checkpoint's words, and what reads requests by them. Starts nothing."""
+
+    def __init__(self, settings: FrontSettings) -> None:
+        """Raises ValueError or OSError for a checkpoint that cannot be read."""
+        self._settings = settings
+        model_dir = Path(settings.model_dir)
+        model_config = ModelConfig.from_dir(model_dir)
+        text = read_checkpoint_text(model_dir)
+        self.tokenizer: Tokenizer = text.tokenizer
+        self.checker = GrammarChecker()
+        self.limits = HttpLimits(request_timeout_s=settings.request_timeout_s)
+        self.validator = Validator(
+            text.tokenizer,
+            text.template,
+            model_config,
+            text.defaults,
+            served_names=settings.served_names,
+            max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
+            seed=settings.seed,
+            constraints=ConstraintReader(self.checker),
+            literal_control_tokens=settings.literal_control_tokens,
+        )
+
+    def lifecycle(self, engine: EngineClient) -> Lifecycle:
+        return Lifecycle(engine, request_timeout_s=self._settings.request_timeout_s)
+
+    def metrics(self, engine: EngineClient | None) -> Metrics:
+        return Metrics(engine, model_name=self._settings.served_names[0])
+
+    def app(
+        self,
+        engine: EngineClient,
+        *,
+        lifecycle: Lifecycle,
+        metrics: Metrics,
+        responses: ResponseKeeper | None = None,
+        scrape: Callable[[], Awaitable[bytes]] | None = None,
+    ) -> App:
+        settings = self._settings
+        return create_app(
+            engine,
+            self.validator,
+            self.tokenizer,
+            served_names=settings.served_names,
+            version=settings.version,
+            model_root=settings.model_root,
+            lifecycle=lifecycle,
+            metrics=metrics,
+            api_keys=settings.api_keys,
+            open_metrics=settings.metrics_open,
+            limits=self.limits,
+            responses=responses,
+            scrape=scrape,
+            created=settings.created,
+        )
