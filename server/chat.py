@@ -107,15 +107,12 @@ class ChatChoice:
             )
         for piece in self._text.push(delta):
             was_reasoning = parser.in_reasoning
+            if piece.tokens:
+                self._note_tokens(piece.tokens, was_reasoning)
             if piece.text:
                 self._merge(parser.feed(piece.text), steps)
             if was_reasoning and piece.is_token and parser.in_reasoning:
                 self.num_reasoning_tokens += 1
-            if piece.tokens and (self._shows_reasoning or not was_reasoning):
-                as_ids = self._extras.tokens_as_ids
-                self._unsent += [
-                    logprob_json(token, self._tokenizer, as_ids=as_ids) for token in piece.tokens
-                ]
         finish_reason: str | None = None
         if self._text.finish is not None:
             self._merge(parser.finish(self._text.is_cut), steps)
@@ -123,6 +120,15 @@ class ChatChoice:
             if not steps:
                 steps.append({})
         return [self._chunk(step, finish_reason, is_last=step is steps[-1]) for step in steps]
+
+    def _note_tokens(self, tokens: Sequence[TokenInText], was_reasoning: bool) -> None:
+        """Keep the logprobs of tokens whose text is about to be read."""
+        if self._shows_reasoning or not was_reasoning:
+            self._unsent += self._logprobs_json(tokens)
+
+    def _logprobs_json(self, tokens: Sequence[TokenInText]) -> list[dict[str, Any]]:
+        as_ids = self._extras.tokens_as_ids
+        return [logprob_json(token, self._tokenizer, as_ids=as_ids) for token in tokens]
 
     def _merge(self, events: Sequence[Any], steps: list[dict[str, Any]]) -> None:
         """Add parser events to the message deltas of this engine step."""

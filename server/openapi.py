@@ -108,12 +108,16 @@ _OPERATIONS: dict[str, dict[str, _Operation]] = {
             "A stored response",
             "Response",
             errors=(404,),
-            query=(_query("stream", type="boolean"),),
+            streams=True,
+            query=(
+                _query("stream", type="boolean"),
+                _query("starting_after", type="integer", minimum=0),
+            ),
         ),
         "delete": _Operation("Forget a stored response", "DeletedResponse", errors=(404,)),
     },
     "/v1/responses/{id}/cancel": {
-        "post": _Operation("Refused: no response runs in the background", errors=(404,))
+        "post": _Operation("End a response that runs in the background", "Response", errors=(404,))
     },
     "/v1/responses/{id}/input_items": {
         "get": _Operation(

@@ -122,11 +122,19 @@ ANSWERS: dict[str, Schema] = {
         id=_STRING,
         object=_is("response"),
         created_at=_COUNT,
-        status={"enum": ["completed", "incomplete"]},
+        status={
+            "enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+        },
         model=_STRING,
         output=_ITEMS,
-        usage=_object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
-        error=_NOTHING,
+        # Null until it is over, in the background.
+        usage={
+            "anyOf": [
+                _object(input_tokens=_COUNT, output_tokens=_COUNT, total_tokens=_COUNT),
+                {"type": "null"},
+            ]
+        },
+        error={"anyOf": [_object(code=_STRING, message=_STRING), {"type": "null"}]},
         incomplete_details={"type": ["object", "null"]},
     ),
     "DeletedResponse": _object(id=_STRING, object=_is("response"), deleted={"const": True}),
@@ -186,6 +194,12 @@ _TOOL_CHOICE: Schema = {
     "anyOf": [_CHOICE_WORD, _object(type=_is("function"), function=_object(name=_STRING))],
     "default": None,
 }
+# Short, since it stands in many places: what formats there are, the reader of constraints knows.
+_TAG: Schema = {
+    **_object(type=_is("structural_tag")),
+    "description": "With structures and triggers, or with format: a structural tag of xgrammar",
+}
+_TAG_OR_TEXT: Schema = {"type": ["object", "string", "null"], "default": None}
 _RESPONSE_FORMAT: Schema = {
     "default": None,
     "anyOf": [
@@ -199,6 +213,7 @@ _RESPONSE_FORMAT: Schema = {
                 strict={"type": ["boolean", "null"]},
             ),
         ),
+        _TAG,
     ],
 }
 _JSON_SCHEMA: Schema = {"type": ["object", "string", "null"], "default": None}
@@ -220,6 +235,7 @@ _SAMPLING_FIELDS: dict[str, Schema] = {
             "choice": _CHOICES,
             "grammar": _PATTERN,
             "json_object": {"type": ["boolean", "null"]},
+            "structural_tag": _TAG_OR_TEXT,
         },
         "minProperties": 1,
     },
@@ -230,6 +246,7 @@ _SAMPLING_FIELDS: dict[str, Schema] = {
     "regex": _PATTERN,
     "ebnf": _PATTERN,
     "json_schema": _JSON_SCHEMA,
+    "structural_tag": _TAG_OR_TEXT,
     "prompt_embeds": _NOTHING_OR_FALSE,
     "use_beam_search": _NOTHING_OR_FALSE,
     "logits_processors": _NOTHING_OR_FALSE,
@@ -270,7 +287,6 @@ FIELDS: dict[str, dict[str, Schema]] = {
             "anyOf": [_CHOICE_WORD, _object(type=_is("function"), name=_STRING)],
             "default": None,
         },
-        "background": {"const": False, "default": False},
         "conversation": _NOTHING,
         "prompt": _NOTHING,
     },

@@ -1,14 +1,16 @@
 """The wire shapes of requests, field names verbatim, and the one way to read them.
 
 Rules of every model here: unknown fields are ignored; an explicit null means the default; types are
-strict (an integer passes for a float, and nothing else passes for anything). Ranges that depend on
+strict: 5 passes for a float and 5.0 for an integer, since JSON has one kind of number, and nothing
+else passes for anything. Ranges that depend on
 nothing but the field stand here; what depends on the model or on another field is `validate`'s.
 
 Fields typed `Unsupported` are ones that clients of other servers send and that would change the
 output: they are named so that `validate` can refuse them instead of ignoring them.
 """
 
-from typing import Annotated, Any, Literal, TypeVar, cast
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -55,6 +57,26 @@ def _are(values: list[Any], kind: type) -> bool:
     return set(map(type, values)) == {kind}
 
 
+def _as_integers(values: list[Any]) -> list[Any]:
+    """The values, `5.0` as 5; the very list if none is written like that."""
+    if float not in set(map(type, values)):
+        return values
+    return [_as_integer(value) for value in values]
+
+
+def _as_integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union, without what annotates them."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (UnionType, Union):
+        return tuple(kind for arg in get_args(annotation) for kind in _alternatives(arg))
+    return (annotation,)
+
+
 def _check_content(value: Any) -> Text:
     if isinstance(value, str):
         return value
@@ -70,9 +92,10 @@ def _check_prompts(value: Any) -> Prompts:
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value:
-        items = cast(list[Any], value)
+        items = _as_integers(cast(list[Any], value))
         if _are(items, int):
             return [items]
+        items = [_as_integers(i) if isinstance(i, list) else i for i in items]
         if _are(items, str) or (_are(items, list) and all(not i or _are(i, int) for i in items)):
             if len(items) > MAX_PROMPTS:
                 raise _breaks(f"must have at most {MAX_PROMPTS} prompts")
@@ -117,14 +140,27 @@ def _check_logit_bias(value: Any) -> dict[str, float]:
 
 class WireModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+    _integers: ClassVar[frozenset[str]] = frozenset()  # the fields that are one, or a list of them
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        cls._integers = frozenset(
+            name
+            for name, field in cls.model_fields.items()
+            if {int, list[int]}.intersection(_alternatives(field.annotation))
+        )
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_default(cls, data: Any) -> Any:
+    def _read_as_written(cls, data: Any) -> Any:
+        """Leave out nulls, and take `5.0` for an integer."""
         if not isinstance(data, dict):
             return data
-        fields = cast(dict[str, Any], data)
-        return {name: value for name, value in fields.items() if value is not None}
+        fields = {k: v for k, v in cast(dict[str, Any], data).items() if v is not None}
+        for name in cls._integers & fields.keys():
+            value = fields[name]
+            fields[name] = _as_integers(value) if isinstance(value, list) else _as_integer(value)
+        return fields
 
 
 class FunctionCall(WireModel):
@@ -219,6 +255,7 @@ class SamplingFields(WireModel):
     regex: Any = None
     ebnf: Any = None
     json_schema: Any = None
+    structural_tag: Any = None
     thinking_token_budget: Unsupported = None
     prompt_embeds: Unsupported = None
     use_beam_search: Unsupported = None

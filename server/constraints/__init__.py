@@ -4,6 +4,7 @@ reader    request fields -> `GrammarSpec`: the way in
 calls     tools -> the grammar of the model's XML calls
 schema    JSON schemas, checked and brought into the form the grammar engine takes; with its parts
           refs, formats, strings, finite and disjoint
+structural_tags  free text, and tags in it whose content has a shape; `grammar_text` writes it down
 regex     clients' regular expressions
 checker   compiles what came out in a process that can be killed (`worker`)
 """

@@ -50,7 +50,10 @@ _ONLY_STRING = (
 )
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # Keywords of `parameters` that speak of several parameters at once.
-_JOINT = ("anyOf", "oneOf", "allOf", "patternProperties", "enum", "const", "not", "if")
+_JOINT = (
+    *("anyOf", "oneOf", "allOf", "patternProperties", "enum", "const", "not", "if"),
+    *("dependentRequired", "dependentSchemas", "dependencies", "propertyNames"),
+)
 
 
 class CallGrammar:

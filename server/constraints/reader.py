@@ -22,6 +22,7 @@ from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
 from server.constraints.checker import GrammarChecker
 from server.constraints.regex import UnsupportedRegex, whole
 from server.constraints.schema import MAX_ENUM_VALUES, MAX_SCHEMA_BYTES, normalized, param_of
+from server.constraints.structural_tags import StructuralGrammar
 from server.errors import BadRequest
 from server.json_body import decode_object
 
@@ -29,7 +30,7 @@ from server.json_body import decode_object
 FIELDS = (
     *("response_format", "structured_outputs"),
     *("guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("json_schema", "regex", "ebnf"),
+    *("json_schema", "regex", "ebnf", "structural_tag"),
     *("tools", "tool_choice", "parallel_tool_calls"),
 )
 
@@ -42,6 +43,7 @@ _ALIASES = {
     "json_schema": "json",
     "regex": "regex",
     "ebnf": "grammar",
+    "structural_tag": "structural_tag",
 }
 # A blank or a line break with some indentation, once between two tokens of JSON: a grammar allows
 # `whitespace_pattern` at most once in a place, so the whitespace of a bounded schema is bounded.
@@ -184,10 +186,11 @@ def _response_format(value: Any) -> _Content | None:
                 raise BadRequest(f"{path}.json_schema.strict must be true or false", param=path)
             return _json(schema, f"{path}.json_schema.schema")
         case "structural_tag":
-            raise BadRequest(f"{path} structural_tag is not supported", param=path)
+            return _structural_tag(fields, path)
         case _:
             raise BadRequest(
-                f"{path}.type must be one of text, json_object, json_schema", param=path
+                f"{path}.type must be one of text, json_object, json_schema, structural_tag",
+                param=path,
             )
 
 
@@ -224,7 +227,20 @@ def _of_kind(kind: str, value: Any, path: str) -> _Content | None:
         case "grammar":
             return _Content(path, _text(value, path), is_grammar=True)
         case _:
-            raise BadRequest(f"{path} is not supported", param=param_of(path))
+            if isinstance(value, str):
+                _check_length(value, path)
+                value = decode_object(value.encode(), what=path, param=param_of(path))
+            return _structural_tag(value, path)
+
+
+def _structural_tag(value: Any, path: str) -> _Content:
+    if not isinstance(value, dict):
+        raise BadRequest(f"{path} must be an object", param=param_of(path))
+    fields = cast(dict[str, Any], value)
+    if fields.get("type", "structural_tag") != "structural_tag":
+        raise BadRequest(f'{path}.type must be "structural_tag"', param=param_of(path))
+    grammar = StructuralGrammar(fields, path, whitespace=_WHITESPACE)
+    return _Content(path, grammar.lines, is_json=grammar.has_json)
 
 
 def _json(schema: Any, path: str) -> _Content:

@@ -7,7 +7,8 @@ Schema leaves things open that no caller wants open:
 - an object that names its `properties` and says nothing of others has no others;
 - a schema without `type` whose keywords speak of one type is of that type;
 - integer bounds are moved inwards to doubles, which is what the engine reckons in;
-- `oneOf` becomes `anyOf` where no value can fit two branches.
+- `oneOf` becomes `anyOf` where no value can fit two branches;
+- keywords that the engine lacks are said in others where that is exact: see `rewrite`.
 
 What cannot be enforced is refused by its path, never ignored; keywords that are no part of JSON
 Schema say nothing. Walks follow references through a queue, so loops end and depth is bounded.
@@ -25,6 +26,7 @@ from server.constraints.finite import has_finite_value
 from server.constraints.formats import FORMATS
 from server.constraints.refs import resolved
 from server.constraints.regex import UnsupportedRegex, found
+from server.constraints.rewrite import rewritten
 from server.errors import BadRequest
 
 MAX_SCHEMA_BYTES = 256 * 1024
@@ -47,6 +49,8 @@ _COMBINING = ("anyOf", "oneOf", "allOf")
 _UNSUPPORTED = (
     "not",
     "if",
+    "then",
+    "else",
     "contains",
     "propertyNames",
     "dependentRequired",
@@ -140,6 +144,10 @@ class _Normalizer:
         if place.depth > MAX_DEPTH:
             self._refuse(place, f"is nested deeper than {MAX_DEPTH} schemas")
         schema = {k: v for k, v in cast(Schema, node).items() if v is not None or k == "const"}
+        simpler = rewritten(schema, self._root)
+        if isinstance(simpler, bool):
+            return simpler
+        schema = simpler
         self._refuse_unsupported(schema, place)
         types = self._types(schema, place, combined)
         result: Schema = {}
@@ -278,7 +286,7 @@ class _Normalizer:
             self._refuse(at, f"cannot be used as a regular expression: {error}")
 
     def _format(self, value: Any, schema: Schema, at: _Place, result: Schema) -> None:
-        if value not in FORMATS:
+        if not isinstance(value, str) or value not in FORMATS:
             self._refuse(at, f"must be one of {', '.join(sorted(FORMATS))}")
         if "pattern" in schema:
             result["format"] = value  # as the engine reads it: both have to hold

@@ -1,5 +1,6 @@
 """Runs one response: chat's way from the engine to chunks, with this API's way of writing them."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -40,7 +41,7 @@ class ResponseAnswer(Answer):
                 self._events.push(chunk)
         self._events.close(self._usage_json())
         body = _encode(self._events.response())
-        self._keep(body)
+        await self._keep(body)
         await self._exchange.reply(body)
 
     async def _send_stream(
@@ -57,7 +58,7 @@ class ResponseAnswer(Answer):
             if events:
                 await exchange.send_events(encoded(events))
         events = self._events.close(self._usage_json())
-        self._keep(_encode(self._events.response()))
+        await self._keep(_encode(self._events.response()))
         await exchange.send_events(encoded(events), last=True)
 
     def _usage_json(self) -> dict[str, Any]:
@@ -70,18 +71,17 @@ class ResponseAnswer(Answer):
             "total_tokens": usage["total_tokens"],
         }
 
-    def _keep(self, body: bytes) -> None:
+    async def _keep(self, body: bytes) -> None:
         draft = self._response_draft
         if draft.store is None:
             return
         items = (StoredItem(item.id, _encode(item.as_json())) for item in self._events.items)
-        draft.store.add(
-            StoredResponse(
-                self._head["id"],
-                draft.owner,
-                body=body,
-                input_items=draft.input_items,
-                output_items=tuple(items),
-                previous=draft.previous,
-            )
+        response = StoredResponse(
+            self._head["id"],
+            draft.owner,
+            body=body,
+            input_items=draft.input_items,
+            output_items=tuple(items),
+            previous=draft.previous,
         )
+        await asyncio.to_thread(draft.store.add, response)

@@ -111,6 +111,8 @@ def convert(
             ("response_format.json_schema", "text.format"),
             ("response_format", "text.format"),
         ]
+    if LOGPROBS in request.include or request.top_logprobs:
+        fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     if request.tools:
         fields["tools"] = [_tool(tool) for tool in request.tools]
     if request.tool_choice is not None and (
@@ -131,8 +133,6 @@ def convert(
 
 
 def _refuse_unsupported(request: ResponsesRequest) -> None:
-    if request.background:
-        raise BadRequest("background is not supported: use stream", param="background")
     if request.conversation is not None:
         raise BadRequest(
             "conversation is not supported: use previous_response_id", param="conversation"
@@ -141,10 +141,6 @@ def _refuse_unsupported(request: ResponsesRequest) -> None:
         raise BadRequest("prompt is not supported: send instructions and input", param="prompt")
     if request.n != 1:
         raise BadRequest("n must be 1: a response is one answer", param="n")
-    if LOGPROBS in request.include:
-        raise BadRequest(f"include: {LOGPROBS} is not supported", param="include")
-    if request.top_logprobs:
-        raise BadRequest("top_logprobs is not supported", param="top_logprobs")
 
 
 def _response_format(given: dict[str, Any]) -> dict[str, Any]:

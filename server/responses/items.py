@@ -60,6 +60,10 @@ class MessageOutput(OutputItem):
 
     prefix = "msg"
 
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.logprobs: list[dict[str, Any]] = []  # empty unless they were asked for
+
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.id,
@@ -70,7 +74,12 @@ class MessageOutput(OutputItem):
         }
 
     def part(self) -> dict[str, Any]:
-        return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": []}
+        return {
+            "type": "output_text",
+            "text": self.text,
+            "annotations": [],
+            "logprobs": self.logprobs,
+        }
 
 
 class CallOutput(OutputItem):

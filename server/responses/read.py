@@ -17,8 +17,9 @@ from server.json_body import decode_json
 from server.protocol import ChatCompletionRequest, parse_wire
 from server.responses.convert import Conversion, convert
 from server.responses.items import new_id
+from server.responses.logprobs import MessageLogprobs
 from server.responses.protocol import Items, ResponsesRequest
-from server.responses.store import ResponseStore, StoredItem, StoredResponse
+from server.responses.store import ResponseKeeper, StoredItem, StoredResponse
 from server.tokenizer import Tokenizer
 from server.valid import ValidChat
 from server.validate import Validator
@@ -44,7 +45,8 @@ class ResponseDraft:
     owner: bytes
     input_items: tuple[StoredItem, ...]
     previous: StoredResponse | None
-    store: ResponseStore | None  # None: it is not kept
+    store: ResponseKeeper | None  # None: it is not kept
+    background: bool
 
 
 class ResponseReader:
@@ -54,7 +56,7 @@ class ResponseReader:
         self,
         validator: Validator,
         tokenizer: Tokenizer,
-        store: ResponseStore | None,
+        store: ResponseKeeper | None,
         *,
         default_model: str,
     ) -> None:
@@ -80,7 +82,11 @@ class ResponseReader:
             model=request.model or self._default_model,
             system_fingerprint="",
         )
+        if valid.logprobs:
+            draft = dataclasses.replace(draft, choices=[MessageLogprobs(valid, self._tokenizer)])
         is_kept = request.store and self._store is not None
+        if request.background and not is_kept:
+            raise BadRequest("background needs a response that is stored", param="background")
         return ResponseDraft(
             draft=dataclasses.replace(draft, id_prefix="resp_"),
             fields=_response_fields(request, wire, draft.model, valid, is_kept),
@@ -88,6 +94,7 @@ class ResponseReader:
             input_items=_stored_items(conversion.items) if is_kept else (),
             previous=previous,
             store=self._store if is_kept else None,
+            background=request.background,
         )
 
     def _previous(self, request: ResponsesRequest, owner: bytes) -> StoredResponse | None:
@@ -189,7 +196,7 @@ def _response_fields(
     temperature, top_p = request.temperature, request.top_p
     reasoning = request.reasoning
     return {
-        "background": False,
+        "background": request.background,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "max_tool_calls": request.max_tool_calls,
@@ -209,7 +216,7 @@ def _response_fields(
         "text": {"format": {"type": "text"}, **_given(wire.get("text"))},
         "tool_choice": "auto" if request.tool_choice is None else request.tool_choice,
         "tools": request.tools or [],
-        "top_logprobs": 0,
+        "top_logprobs": request.top_logprobs or 0,
         "top_p": sampling.top_p if top_p is None else top_p,
         "truncation": request.truncation,
         "user": request.user,

@@ -4,10 +4,12 @@ The shell around the application checks the key before any of this runs. With ke
 of its own: a response is found only with the key it was created with. Without keys all clients are
 one owner.
 
-Creating a response is model work: a flight, as for chat. The other routes only look into the store,
-so they need neither the engine nor a body.
+Creating a response is model work: a flight, as for chat; so is following one that runs in the
+background. The other routes only look into the store and at what runs, so they need neither the
+engine nor a body.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -17,8 +19,9 @@ from fastapi import FastAPI, Request, Response
 from server.errors import BadRequest
 from server.exchange import Exchange
 from server.responses.answer import ResponseAnswer
+from server.responses.background import BackgroundJobs, Job, follow
 from server.responses.read import ResponseDraft, ResponseReader
-from server.responses.store import ResponseStore, StoredResponse
+from server.responses.store import ResponseKeeper, StoredResponse
 from server.site import EXCHANGE, FAULT, Sent, Site, add_route
 
 PATH = "/v1/responses"
@@ -29,7 +32,7 @@ Handler = Callable[[Exchange, Request], Awaitable[None]]
 
 
 def add_response_routes(
-    api: FastAPI, site: Site, store: ResponseStore | None, *, has_keys: bool
+    api: FastAPI, site: Site, store: ResponseKeeper | None, *, has_keys: bool
 ) -> None:
     """Without a store, responses are neither kept nor continued."""
     routes = _Routes(site, store, has_keys)
@@ -54,13 +57,17 @@ def _add_store_route(api: FastAPI, path: str, handlers: Mapping[str, Handler]) -
 
 
 class _Routes:
-    def __init__(self, site: Site, store: ResponseStore | None, has_keys: bool) -> None:
+    def __init__(self, site: Site, store: ResponseKeeper | None, has_keys: bool) -> None:
         self._site = site
         self._store = store
         self._has_keys = has_keys
         self._reader = ResponseReader(
-            site.validator, site.tokenizer, store, default_model=site.served_names[0]
+            site.validator,
+            site.tokenizer,
+            store,
+            default_model=site.served_names[0],
         )
+        self._jobs = BackgroundJobs(site.engine, site.lifecycle, site.metrics)
 
     async def create(self, exchange: Exchange) -> None:
         owner = self._owner(exchange)
@@ -68,42 +75,102 @@ class _Routes:
         def read(body: bytes) -> ResponseDraft:
             return self._reader.read(body, owner)
 
-        await self._site.generate(exchange, read, ResponseAnswer)
+        async def answer(draft: ResponseDraft, arrived: float) -> None:
+            site = self._site
+            if not draft.background:
+                whole = ResponseAnswer(draft, exchange, site.engine, site.metrics, arrived=arrived)
+                await whole.run()
+                return
+            job = self._jobs.start(draft, arrived=arrived)
+            queued = job.stored().body
+            if self._store is not None:
+                await asyncio.to_thread(self._store.began, job.id)
+            if job.log is None:
+                await exchange.reply(queued)
+            else:
+                await follow(job, 0, exchange)
+
+        await self._site.work(exchange, read, answer)
 
     async def retrieve(self, exchange: Exchange, request: Request) -> None:
-        response = self._stored(exchange, request)
+        response = await self._found(exchange, request)
         stream = request.query_params.get("stream", "false")
         if stream not in ("true", "1", "false", "0"):
             raise BadRequest("stream must be true or false", param="stream")
         if stream in ("true", "1"):
+            await self._follow(exchange, request)
+        else:
+            await exchange.reply(response.body)
+
+    async def _follow(self, exchange: Exchange, request: Request) -> None:
+        """Stream a response once more, from where the client says."""
+        after = request.query_params.get("starting_after")
+        if after is not None and not _is_number(after):
             raise BadRequest(
-                "stream: only a response that runs in the background can be streamed again",
+                "starting_after must be the sequence number of an event", param="starting_after"
+            )
+        job = self._job(exchange, request)
+        if job is None or job.log is None:
+            raise BadRequest(
+                "stream: only a response that was created with background and stream can be "
+                "streamed again, until a while after its end",
                 param="stream",
             )
-        await exchange.reply(response.body)
+        start = 0 if after is None else int(after) + 1
+        if start < job.log.start:
+            raise BadRequest(
+                f"starting_after must be at least {job.log.start - 1}: earlier events are not kept",
+                param="starting_after",
+            )
+        async with self._site.lifecycle.flight(exchange) as flight:
+            flight.watch()
+            await follow(job, start, exchange)
+        self._site.metrics.count_ok()
 
     async def delete(self, exchange: Exchange, request: Request) -> None:
         response_id = request.path_params["response_id"]
-        if self._store is None or not self._store.delete(self._owner(exchange), response_id):
+        owner = self._owner(exchange)
+        job = self._job(exchange, request)
+        if job is not None:
+            await self._jobs.forget(job)
+        is_gone = self._store is not None and await asyncio.to_thread(
+            self._store.delete, owner, response_id
+        )
+        if not is_gone and job is None:
             raise _no_response()
         gone = {"id": response_id, "object": "response", "deleted": True}
         await exchange.reply(msgspec.json.encode(gone))
 
     async def cancel(self, exchange: Exchange, request: Request) -> None:
-        self._stored(exchange, request)
+        job = self._job(exchange, request)
+        if job is not None:
+            await self._jobs.cancel(job)
+        response = await self._found(exchange, request)
+        if msgspec.json.decode(response.body)["background"]:  # ended is ended, however often
+            await exchange.reply(response.body)
+            return
         raise BadRequest(
-            "Only a response that runs in the background can be cancelled; "
+            "Only a response that was created with background can be cancelled; "
             "to cancel another, close its connection."
         )
 
     async def list_input(self, exchange: Exchange, request: Request) -> None:
-        response = self._stored(exchange, request)
+        response = await self._found(exchange, request)
         await exchange.reply(_listed(response, request.query_params))
 
-    def _stored(self, exchange: Exchange, request: Request) -> StoredResponse:
+    def _job(self, exchange: Exchange, request: Request) -> Job | None:
+        return self._jobs.find(self._owner(exchange), request.path_params["response_id"])
+
+    async def _found(self, exchange: Exchange, request: Request) -> StoredResponse:
+        """A response as it stands: one that runs or ran in the background, or a stored one."""
+        job = self._job(exchange, request)
+        if job is not None:
+            await self._jobs.settle(job)
+            return job.stored()
         if self._store is not None:
             response_id = request.path_params["response_id"]
-            response = self._store.get(self._owner(exchange), response_id)
+            owner = self._owner(exchange)
+            response = await asyncio.to_thread(self._store.get, owner, response_id)
             if response is not None:
                 return response
         raise _no_response()
@@ -114,6 +181,10 @@ class _Routes:
             return b""
         _, _, key = exchange.header(b"authorization")[0].partition(b" ")
         return hashlib.sha256(key.strip()).digest()
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 def _no_response() -> BadRequest:

@@ -1,8 +1,8 @@
 """Ended responses, kept in memory so that they can be read again and continued.
 
 What is kept: a response that ended (completed or incomplete) and was asked to be stored, with the
-input items of its request, as JSON bytes. One that failed or whose client went away is not kept.
-Nothing outlives the process.
+input items of its request, as JSON bytes. One that failed or whose client went away is not kept,
+unless it ran in the background. Nothing outlives the process.
 
 The rule of the bounds: at most `max_responses` can be found by id, and all that is kept takes at
 most `max_bytes`. Past either, the response used longest ago goes; being read, continued or created
@@ -11,14 +11,16 @@ its last response is kept: an earlier one that was deleted or that had to go is 
 id, but its items stay, and count once, until nothing continues it. A response whose conversation
 alone is larger than `max_bytes` is not kept.
 
-Owners are told apart: an id is found only by the owner it was stored for. Every method may be
-called from any thread.
+Owners are told apart: an id is found only by the owner it was stored for.
+
+`ResponseKeeper` is what the rest of the package uses. Where several processes answer requests, the
+store is in one of them, and the others ask it.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 MAX_RESPONSES = 4096
 MAX_BYTES = 256 << 20
@@ -88,7 +90,29 @@ class StoredResponse:
             turn = turn.previous
 
 
+class ResponseKeeper(Protocol):
+    """Every method may be called from any thread, and may block: not to be called on a loop."""
+
+    def add(self, response: StoredResponse) -> None: ...
+
+    def get(self, owner: bytes, response_id: str) -> StoredResponse | None: ...
+
+    def item(self, owner: bytes, item_id: str) -> bytes | None:
+        """The JSON of an input or output item of any response that can be found."""
+        ...
+
+    def delete(self, owner: bytes, response_id: str) -> bool:
+        """Forget a response. False: there is none."""
+        ...
+
+    def began(self, response_id: str) -> None:
+        """From here on a response runs in the background of this process."""
+        ...
+
+
 class ResponseStore:
+    """The `ResponseKeeper` of this process."""
+
     def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
@@ -122,7 +146,6 @@ class ResponseStore:
             return self._use(owner, response_id)
 
     def item(self, owner: bytes, item_id: str) -> bytes | None:
-        """The JSON of an input or output item of any response that can be found."""
         with self._lock:
             response = self._holders_of_items.get((owner, item_id))
             if response is None:
@@ -131,13 +154,15 @@ class ResponseStore:
             return next(item.json for item in response.items if item.id == item_id)
 
     def delete(self, owner: bytes, response_id: str) -> bool:
-        """Forget a response. False: there is none."""
         with self._lock:
             response = self._use(owner, response_id)
             if response is None:
                 return False
             self._remove(response)
             return True
+
+    def began(self, response_id: str) -> None:
+        pass  # whoever asks for it is in this process too
 
     def _use(self, owner: bytes, response_id: str) -> StoredResponse | None:
         response = self._responses.get(response_id)

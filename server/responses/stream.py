@@ -11,6 +11,10 @@ streamed and what is answered whole cannot differ. The order, for each item in t
       output_item.done
     response.completed | response.incomplete | response.failed error
 
+One that runs in the background begins with `response.created response.queued`, and
+`response.in_progress` is when its turn has come. A response that was cancelled ends with
+`response.incomplete`, its status being `cancelled`: there is no event of its own for that.
+
 An item ends when the next begins or the answer ends. Every item ends `completed` but the last of a
 cut answer, unless that is a call whose arguments are whole. An answer without any text is one empty
 message. Numbers count from 0 without gaps.
@@ -69,6 +73,18 @@ class ResponseEvents:
             self._event("response.in_progress", response=response),
         ]
 
+    def queue(self) -> list[Event]:
+        """Begin a response that runs in the background; `start` is when it does."""
+        self._response["status"] = "queued"
+        return [
+            self._event("response.created", response=self.response()),
+            self._event("response.queued", response=self.response()),
+        ]
+
+    def start(self) -> list[Event]:
+        self._response["status"] = "in_progress"
+        return [self._event("response.in_progress", response=self.response())]
+
     def push(self, chunk: dict[str, Any]) -> list[Event]:
         """Take one chunk of a chat choice."""
         delta: dict[str, Any] = chunk["delta"]
@@ -76,7 +92,7 @@ class ResponseEvents:
         if "reasoning" in delta:
             self._add_reasoning(delta["reasoning"], events)
         if "content" in delta:
-            self._add_text(delta["content"], events)
+            self._add_text(delta["content"], delta.get("logprobs", []), events)
         for fragment in delta.get("tool_calls", ()):
             self._add_call(fragment, events)
         if chunk["finish_reason"] is not None:
@@ -87,7 +103,7 @@ class ResponseEvents:
         """End the answer; `response` is then the final object."""
         events: list[Event] = []
         if not self._items:
-            self._add_text("", events)
+            self._add_text("", [], events)
         self._end_item("incomplete" if self._is_cut else "completed", events)
         self._response["status"] = "incomplete" if self._is_cut else "completed"
         if self._is_cut:
@@ -96,23 +112,24 @@ class ResponseEvents:
         events.append(self._event(f"response.{self._response['status']}", response=self.response()))
         return events
 
+    def cancel(self, usage: dict[str, Any]) -> list[Event]:
+        """End the answer where it stands, because nobody wants more of it."""
+        events: list[Event] = []
+        self._end_item("incomplete", events)
+        self._response["status"] = "cancelled"
+        self._response["usage"] = usage
+        events.append(self._event("response.incomplete", response=self.response()))
+        return events
+
     def fail(self, error: ErrorAnswer) -> list[Event]:
         """End the answer with an error, told in both ways that clients look for it."""
         if self._items and self._items[-1].status == "in_progress":
             self._items[-1].status = "incomplete"
-        facts = {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
         self._response["status"] = "failed"
         self._response["error"] = {"code": error.code or error.type, "message": error.message}
         return [
             self._event("response.failed", response=self.response()),
-            self._event(
-                "error", code=error.code, message=error.message, param=error.param, error=facts
-            ),
+            self._event("error", **error_fields(error)),
         ]
 
     def response(self) -> dict[str, Any]:
@@ -127,7 +144,7 @@ class ResponseEvents:
         place = {**item.place, "content_index": 0}
         events.append(self._event("response.reasoning_text.delta", **place, delta=text))
 
-    def _add_text(self, text: str, events: list[Event]) -> None:
+    def _add_text(self, text: str, logprobs: list[dict[str, Any]], events: list[Event]) -> None:
         item = self._current(MessageOutput)
         if item is None:
             item = MessageOutput(len(self._items))
@@ -135,10 +152,11 @@ class ResponseEvents:
             place = {**item.place, "content_index": 0}
             events.append(self._event("response.content_part.added", **place, part=item.part()))
         item.add(text)
+        item.logprobs += logprobs
         if text:
             place = {**item.place, "content_index": 0}
             events.append(
-                self._event("response.output_text.delta", **place, delta=text, logprobs=[])
+                self._event("response.output_text.delta", **place, delta=text, logprobs=logprobs)
             )
 
     def _add_call(self, fragment: dict[str, Any], events: list[Event]) -> None:
@@ -177,8 +195,9 @@ class ResponseEvents:
                 events.append(self._event("response.reasoning_text.done", **place, text=text))
             case MessageOutput():
                 part = item.part()
+                logprobs = part["logprobs"]
                 events += [
-                    self._event("response.output_text.done", **place, text=text, logprobs=[]),
+                    self._event("response.output_text.done", **place, text=text, logprobs=logprobs),
                     self._event("response.content_part.done", **place, part=part),
                 ]
             case CallOutput():
@@ -202,6 +221,17 @@ class ResponseEvents:
         event = {"type": kind, "sequence_number": self._num_events, **fields}
         self._num_events += 1
         return event
+
+
+def error_fields(error: ErrorAnswer) -> dict[str, Any]:
+    """What an `error` event says, in both places where clients look."""
+    facts = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    return {"code": error.code, "message": error.message, "param": error.param, "error": facts}
 
 
 def _is_whole(arguments: str) -> bool:

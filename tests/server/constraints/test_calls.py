@@ -304,7 +304,7 @@ def test_content_or_calls_where_both_may_come(reader: ConstraintReader, babbler:
         ({"anyOf": [taking({})]}, "tools.0.function.parameters.anyOf is not supported"),
         ({"type": "array"}, 'tools.0.function.parameters.type must be "object"'),
         ({"$ref": "#/$defs/none"}, "tools.0.function.parameters.$ref points at nothing"),
-        (taking({"a": {"not": {}}}), "tools.0.function.parameters.properties.a.not is not"),
+        (taking({"a": {"not": {"minimum": 3}}}), "parameters.properties.a.not is not"),
         (taking({"a<b": STRING}), "has a parameter whose name cannot be written"),
         (taking({"": STRING}), "has a parameter whose name cannot be written"),
         (taking({}, "a", additionalProperties=False), "requires a parameter that it does not"),

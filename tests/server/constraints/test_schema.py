@@ -103,8 +103,11 @@ OPEN: list[Any] = [
 ]
 WHAT_IS_WRONG: list[tuple[Any, str]] = [
     ({"type": "array", "uniqueItems": True}, "guided_json.uniqueItems is not supported"),
-    ({"properties": {"a": {"not": {}}}}, "guided_json.properties.a.not is not supported"),
-    ({"if": {}}, "guided_json.if is not supported"),
+    (
+        {"properties": {"a": {"not": {"minimum": 3}}}},
+        "guided_json.properties.a.not is not supported",
+    ),
+    ({"if": {}, "then": {"minimum": 3}}, "guided_json.if is not supported"),
     ({"type": "text"}, "guided_json.type must be among"),
     ({"enum": []}, "guided_json.enum must be a list that is not empty"),
     ({"$ref": "http://a/b"}, "guided_json.$ref must be a reference inside the schema"),
@@ -126,6 +129,7 @@ WHAT_IS_WRONG: list[tuple[Any, str]] = [
     ({"pattern": "(?=a)"}, "guided_json.pattern cannot be used as a regular expression"),
     ({"pattern": "["}, "guided_json.pattern cannot be used as a regular expression"),
     ({"type": "string", "format": "iban"}, "guided_json.format must be one of date"),
+    ({"type": "string", "format": ["date"]}, "guided_json.format must be one of date"),
     ({"maxLength": 10001}, "guided_json.maxLength must be at most 10000"),
     ({"minItems": -1}, "guided_json.minItems must be an integer of at least 0"),
     ({"minimum": "3"}, "guided_json.minimum must be a number"),
@@ -231,7 +235,7 @@ def test_long_chains_of_references_are_followed(checker: GrammarChecker):
 
 def test_a_long_path_is_cut_in_the_message(reader: ConstraintReader):
     with pytest.raises(BadRequest) as refusal:
-        reader.read({"guided_json": {"properties": {"k" * 5000: {"not": {}}}}})
+        reader.read({"guided_json": {"properties": {"k" * 5000: {"not": {"minimum": 3}}}}})
     assert "guided_json.properties" in refusal.value.message
     assert "not is not supported" in refusal.value.message
     assert len(refusal.value.message) < 250

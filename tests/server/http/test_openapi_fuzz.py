@@ -72,7 +72,9 @@ MODELS: list[type[WireModel]] = [
     TokenizeRequest,
 ]
 READ, DELETE = "GET /v1/responses/{id}", "DELETE /v1/responses/{id}"
-NEVER_SUCCEEDS = {"POST /v1/responses/{id}/cancel"}
+# Only what was created in the background is cancelled, and streamed again.
+RARELY_SUCCEEDS = {"POST /v1/responses/{id}/cancel"}
+RARELY_STREAMED = {READ}
 LAST_EVENTS = {"message_stop", "response.completed", "response.incomplete"}
 ALLOWED_OF_VALID = ["2xx", "400", "404"]  # 404: a model, or a response, that there is not
 UNWELL = {
@@ -99,7 +101,11 @@ class Run:
             "continue-on-failure": True,
             "max-stream-events": 10_000,
             "generation": {"deterministic": True, "database": "none", "no-shrink": True},
-            "checks": {"positive_data_acceptance": {"expected-statuses": ALLOWED_OF_VALID}},
+            "checks": {
+                "positive_data_acceptance": {"expected-statuses": ALLOWED_OF_VALID},
+                # A response that was created with `store: false` is not there to be read.
+                "ensure_resource_availability": {"enabled": False},
+            },
             "auth": {"openapi": {"key": {"bearer": KEY}, "anthropic_key": {"api_key": KEY}}},
             **options,
         }
@@ -151,7 +157,12 @@ class Run:
 
 
 def check_stream(response: Response) -> None:
-    """Whole events, none of them an error, the last one what ends a stream of this API."""
+    """Whole events, none of them an error, the last one what ends a stream of this API.
+
+    Or none: of a response that is over, behind its last one.
+    """
+    if not response.text:
+        return
     blocks = response.text.split("\n\n")
     assert blocks.pop() == ""
     *datas, last = [block.rpartition("data: ")[2] for block in blocks]
@@ -205,8 +216,9 @@ async def test_the_document_is_what_the_server_does(
         await asyncio.to_thread(run.fuzz, live.url, phases=phases, auth={})
     assert not run.problems, run.report
     # The fuzzing went deep enough to mean something.
-    assert {o for o, seen in run.statuses.items() if 200 in seen} == documented() - NEVER_SUCCEEDS
-    assert run.streamed == STREAMS
+    succeeded = {o for o, seen in run.statuses.items() if 200 in seen}
+    assert succeeded | RARELY_SUCCEEDS == documented()
+    assert run.streamed | RARELY_STREAMED == STREAMS | RARELY_STREAMED
     assert run.after_delete <= {404}  # not every run reads a response that it deleted
     assert all(401 not in seen for seen in run.statuses.values())
     assert len(server.engine.submitted) > 500
@@ -233,7 +245,7 @@ async def test_the_document_of_a_server_with_a_key(
     assert set(run.statuses) == documented()
     guarded = {o for o, seen in run.statuses.items() if 401 in seen}
     probes = {o for o in documented() if o.split(" ")[1] in ("/live", "/ready", "/health", "/ping")}
-    assert guarded | NEVER_SUCCEEDS == documented() - probes
+    assert guarded | RARELY_SUCCEEDS == documented() - probes
 
 
 @pytest.mark.parametrize(("state", "status"), [("full", 429), ("starting", 503), ("dead", 503)])

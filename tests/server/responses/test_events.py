@@ -378,7 +378,7 @@ async def test_a_late_error_is_told_in_the_stream(
 
 
 async def test_a_timeout_is_told_in_the_stream(validator: Validator, tokenizer: Tokenizer) -> None:
-    server = build(validator, tokenizer, limits=HttpLimits(request_timeout_s=0.05))
+    server = build(validator, tokenizer, limits=HttpLimits(request_timeout_s=0.5))
     server.engine.will(*say(tokenizer, "ab", end=None), finish=None)
     call = Call(server.app, RESPONSES, ask(stream=True))
     await call.done()

@@ -43,6 +43,31 @@ def test_null_is_the_default_everywhere(model_type: type[WireModel]):
     assert parse_wire(model_type, {**nulls, **required}) == parse_wire(model_type, required)
 
 
+@pytest.mark.parametrize(
+    "field",
+    ["max_tokens", "max_completion_tokens", "top_k", "n", "seed", "min_tokens", "priority"],
+)
+def test_a_whole_number_is_an_integer_however_it_is_written(field: str):
+    parsed = getattr(parse_wire(ChatCompletionRequest, {**CHAT, field: 5.0}), field)
+    assert (parsed, type(parsed)) == (5, int)
+    for value in (5.5, True, "5", 5.000001):
+        assert chat_refusal(**{field: value}).message == f"{field} must be an integer"
+    # Ranges hold as for any integer, and nothing overflows.
+    assert chat_refusal(seed=1e300).param == "seed"
+    assert chat_refusal(n=17.0).message == "n must be at most 16"
+
+
+def test_whole_numbers_in_lists_are_token_ids():
+    parsed = parse_wire(ChatCompletionRequest, {**CHAT, "stop_token_ids": [1, 2.0]})
+    assert parsed.stop_token_ids == [1, 2]
+    assert type(parsed.stop_token_ids[1]) is int
+    assert chat_refusal(stop_token_ids=[1, 2.5]).param == "stop_token_ids.1"
+    assert parse_wire(CompletionRequest, {"prompt": [1.0, 2]}).prompt == [[1, 2]]
+    assert parse_wire(CompletionRequest, {"prompt": [[1.0], [2]]}).prompt == [[1], [2]]
+    assert refusal(CompletionRequest, {"prompt": [1.5, 2]}).param == "prompt"
+    assert parse_wire(DetokenizeRequest, {"tokens": [3.0]}).tokens == [3]
+
+
 def test_nested_nulls_are_defaults():
     message = {"role": "user", "content": None, "tool_calls": None, "reasoning": None}
     parsed = parse_wire(
@@ -69,7 +94,7 @@ def test_nested_nulls_are_defaults():
         ("min_p", -0.5, "must be at least 0.0"),
         ("min_p", 1.5, "must be at most 1.0"),
         ("top_k", -2, "must be at least -1"),
-        ("top_k", 5.0, "must be an integer"),
+        ("top_k", 5.5, "must be an integer"),
         ("presence_penalty", 2.5, "must be at most 2.0"),
         ("presence_penalty", -2.5, "must be at least -2.0"),
         ("frequency_penalty", 2.5, "must be at most 2.0"),
@@ -78,7 +103,7 @@ def test_nested_nulls_are_defaults():
         ("repetition_penalty", 2.5, "must be at most 2.0"),
         ("seed", 2**63, "must be at most 9223372036854775807"),
         ("seed", -(2**63) - 1, "must be at least -9223372036854775808"),
-        ("seed", 1.0, "must be an integer"),
+        ("seed", 1.5, "must be an integer"),
         ("n", 0, "must be at least 1"),
         ("n", 17, "must be at most 16"),
         ("n", True, "must be an integer"),
@@ -194,7 +219,7 @@ def test_prompt_forms(prompt: Any, parsed: Any):
 
 @pytest.mark.parametrize(
     "prompt",
-    [5, True, {}, [], [True], [1, "a"], ["a", 1], [[1], ["a"]], [[1], 2], [[True]], [1.0], [[[1]]]],
+    [5, True, {}, [], [True], [1, "a"], ["a", 1], [[1], ["a"]], [[1], 2], [[True]], [1.5], [[[1]]]],
 )
 def test_prompts_of_another_form(prompt: Any):
     caught = refusal(CompletionRequest, {"prompt": prompt})
