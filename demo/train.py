@@ -87,6 +87,10 @@ class Shards:
         self.taken += 1
         return self._batches[(self.taken - 1) * NUM_RANKS + self._rank]
 
+    def close(self) -> None:
+        """Wait for what is being made ready: a pool left to the end may hang there."""
+        self._pool.shutdown(cancel_futures=True)
+
     def _ask(self, shard: int) -> Future[list[Batch]]:
         schedule = self._schedule
         return self._pool.submit(
@@ -163,6 +167,7 @@ def _train(rank: int, rendezvous: Path, out: Path, schedule: Schedule) -> None:
                 _save(saved, network, optimizers, step, shards, spent)
     dist.barrier()
     dist.destroy_process_group()
+    shards.close()
 
 
 def _rate(step: int, trunk_steps: int, schedule: Schedule) -> float:
