@@ -83,6 +83,9 @@ def test_thinking_ends_within_its_budget(server: LiveServer, stream: bool) -> No
         "ignore_eos": True,
         "seed": 3,
         "n": 2,
+        "temperature": 2.0,
+        "top_k": 0,
+        "top_p": 1.0,
         "return_token_ids": True,
     }
     (close_id,) = ask(server, "/tokenize", prompt="</think>")["tokens"]
@@ -108,17 +111,19 @@ def test_thinking_ends_within_its_budget(server: LiveServer, stream: bool) -> No
 
 def test_samplers_repeat_by_seed_and_change_the_text(server: LiveServer) -> None:
     def ids(**fields: Any) -> list[int]:
-        body = {"max_tokens": 40, "ignore_eos": True, "return_token_ids": True, **fields}
+        wide = {"temperature": 2.0, "top_k": 0, "top_p": 1.0}
+        body = {"max_tokens": 40, "ignore_eos": True, "return_token_ids": True, **wide, **fields}
         return complete(server, PROMPT, **body)["token_ids"]
 
     for extra in (
-        {"xtc_probability": 1.0, "xtc_threshold": 0.0001, "temperature": 0.5},
-        {"dry_multiplier": 50.0, "dry_allowed_length": 0, "temperature": 0.5},
+        {"xtc_probability": 1.0, "xtc_threshold": 0.0001},
+        {"dry_multiplier": 50.0, "dry_allowed_length": 0},
     ):
         assert ids(seed=4, **extra) == ids(seed=4, **extra)
-        assert ids(seed=4, **extra) != ids(seed=4, temperature=0.5)
+        assert ids(seed=4, **extra) != ids(seed=4)
     # With no length allowed, every token that is there already costs 50: none comes again.
-    distinct = ids(dry_multiplier=50.0, dry_allowed_length=0, temperature=0, dry_base=1)
+    penalised = {"dry_multiplier": 50.0, "dry_allowed_length": 0, "dry_base": 1}
+    distinct = ids(temperature=0, dry_sequence_breakers=[], **penalised)
     assert len(set(distinct)) == len(distinct)
 
 
