@@ -1,4 +1,8 @@
-"""From a configuration to a model that is ready to step: the engine process's start-up."""
+"""From a configuration to a model that is ready to step: the engine process's start-up.
+
+Which device it runs on is settled here, and nowhere else: what differs is how much memory there is,
+and what stands behind the runner's `Device`.
+"""
 
 import logging
 import os
@@ -9,11 +13,15 @@ from pathlib import Path
 import torch
 
 from engine.client import EngineInfo
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig, MemoryPlan, ModelConfig
+from engine.device_memory import cache_budget
 from engine.grammar import GrammarCompiler, GrammarRows, Vocabulary
 from engine.host_memory import available_bytes
-from engine.memory_plan import plan_memory
-from engine.model.weights import load_model, resolve_dtype
+from engine.memory_plan import GPU_DEFAULTS, plan_memory
+from engine.model.weights import LoadedModel, load_model, resolve_dtype
+from engine.plan import PAGE_TOKENS
+from engine.runner.cuda import CudaDevice
+from engine.runner.device import CpuDevice
 from engine.runner.runner import Runner
 from engine.runner.tensors import allocate_caches
 from engine.worker import Built
@@ -33,33 +41,39 @@ def build(config: EngineConfig) -> Built:
     """Load the weights, size the caches by arithmetic, allocate them. Raises ValueError."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    build_all()  # now, not in the first request
+    device = _choose_device(config)
+    if isinstance(device, CpuDevice):
+        build_all()  # now, not in the first request
     model_dir = Path(config.model_dir)
     model_config = ModelConfig.from_dir(model_dir)
     dtype = resolve_dtype(config.dtype, model_config)
     with ThreadPoolExecutor(1) as beside:  # a quarter of a million tokens take a second to read
         vocabulary = beside.submit(_read_vocabulary, config, model_config)
-        loaded = load_model(model_dir, model_config, config.dtype)
-    memory = plan_memory(
-        model_config, config, dtype_bytes=dtype.itemsize, available_bytes=available_bytes()
-    )
-    caches = allocate_caches(model_config, memory, dtype=dtype)
+        loaded = load_model(model_dir, model_config, config.dtype, device=device.torch_device)
+    memory = _plan_memory(config, model_config, loaded, dtype, device)
     runner = Runner(
         loaded.model,
-        caches,
+        allocate_caches(model_config, memory, dtype=dtype, device=device.torch_device),
         num_slots=memory.num_slots + 1,
         num_real_tokens=min(config.num_real_tokens, model_config.vocab_size),
+        max_step_tokens=memory.max_step_tokens,
+        max_model_len=memory.max_model_len,
+        device=device,
         grammars=_make_grammars(vocabulary.result(), num_slots=memory.num_slots + 1),
     )
+    on_cpu = isinstance(device, CpuDevice)
     return Built(
         runner=runner,
         memory=memory,
         num_real_tokens=min(config.num_real_tokens, model_config.vocab_size),
+        # A GPU's kernels are compiled when they first run, and those of a full step are others.
+        warm_up_tokens=PAGE_TOKENS + 1 if on_cpu else memory.max_step_tokens,
+        on_ready=runner.begin_captures,
         info=EngineInfo(
             pid=os.getpid(),
             architecture=model_config.architecture,
             dtype=str(dtype).removeprefix("torch."),
-            device=f"cpu, {torch.get_num_threads()} threads",
+            device=f"cpu, {torch.get_num_threads()} threads" if on_cpu else device.name,
             num_parameters=loaded.num_parameters,
             weight_bytes=loaded.weight_bytes,
             load_s=loaded.load_s,
@@ -72,6 +86,47 @@ def build(config: EngineConfig) -> Built:
             + (memory.num_slots + 1) * memory.slot_bytes,
             warnings=memory.warnings,
         ),
+    )
+
+
+def _choose_device(config: EngineConfig) -> CpuDevice | CudaDevice:
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {config.device} is not one of auto, cpu, cuda")
+    has_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if has_gpu:
+        return CudaDevice(captures=not config.enforce_eager)
+    if config.device == "cuda":
+        raise ValueError("device cuda: torch finds no CUDA device it can use")
+    return CpuDevice()
+
+
+def _plan_memory(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    loaded: LoadedModel,
+    dtype: torch.dtype,
+    device: CpuDevice | CudaDevice,
+) -> MemoryPlan:
+    if isinstance(device, CpuDevice):
+        return plan_memory(
+            model_config, config, dtype_bytes=dtype.itemsize, available_bytes=available_bytes()
+        )
+    free_bytes, total_bytes = device.free_and_total_bytes()
+    budget = cache_budget(
+        model_config,
+        config,
+        defaults=GPU_DEFAULTS,
+        dtype_bytes=dtype.itemsize,
+        weight_bytes=loaded.weight_bytes,
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
+    )
+    return plan_memory(
+        model_config,
+        config,
+        dtype_bytes=dtype.itemsize,
+        available_bytes=budget,
+        defaults=GPU_DEFAULTS,
     )
 
 

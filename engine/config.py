@@ -215,10 +215,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_seqs: int | None = None  # running at once; None: by the device
     max_step_tokens: int | None = None  # token budget of one step; None: by the device
     cache_bytes: int | None = None  # KV pages and states together; None: from `memory_utilization`
-    memory_utilization: float = 0.9  # share of the memory left after the weights
+    # Share of a GPU's whole memory to take, weights and all; on a CPU, of what the weights leave.
+    memory_utilization: float = 0.9
     max_waiting: int = 1024
     queue_timeout_s: float = 60.0
     num_threads: int | None = None  # CPU threads of the model; None: torch's choice
+    device: str = "auto"  # "cpu", "cuda", or "auto": a GPU if there is one
+    enforce_eager: bool = False  # no graphs on a GPU
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):

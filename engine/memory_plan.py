@@ -12,6 +12,7 @@ helps nobody. Only then does it go down to one sequence and whatever length is l
 asked for in so many words is never shrunk: it is met or refused.
 """
 
+from dataclasses import dataclass
 from math import ceil
 
 from engine.config import EngineConfig, MemoryPlan, ModelConfig
@@ -24,20 +25,40 @@ FEW_SEQS = 4
 SHORT_LEN = 4096
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a device is good for, where the caller says nothing."""
+
+    num_seqs: int
+    few_seqs: int  # not to be undercut for the sake of a longer window
+    step_tokens: int
+    takes_all: bool  # the budget is spent whole, not only as far as it is likely to be of use
+
+
+CPU_DEFAULTS = Defaults(
+    num_seqs=DEFAULT_NUM_SEQS,
+    few_seqs=FEW_SEQS,
+    step_tokens=DEFAULT_STEP_TOKENS,
+    takes_all=False,
+)
+GPU_DEFAULTS = Defaults(num_seqs=128, few_seqs=32, step_tokens=2048, takes_all=True)
+
+
 def plan_memory(
     model_config: ModelConfig,
     engine_config: EngineConfig,
     *,
     dtype_bytes: int,
     available_bytes: int,
+    defaults: Defaults = CPU_DEFAULTS,
 ) -> MemoryPlan:
-    """Size the caches of a CPU engine; `available_bytes` is what is left after the weights.
+    """Size the caches; `available_bytes` is what is left for them, on a CPU after the weights.
 
-    Without `cache_bytes` the budget is `memory_utilization` of what is available, but no more than
-    `DEFAULT_CACHE_BYTES` or what the states and one sequence of full length need, if that is more:
-    unlike a GPU's, this memory is shared with whatever else runs here, cache that was written once
-    stays resident, and a CPU is out of arithmetic long before it has filled more. For 35B-A3B,
-    8 GiB hold 32 states and nearly 10,000 tokens for each of them.
+    Without `cache_bytes` the budget of a GPU is all of that. That of a CPU is `memory_utilization`
+    of it, but no more than `DEFAULT_CACHE_BYTES` or what the states and one sequence of full length
+    need, if that is more: unlike a GPU's, this memory is shared with whatever else runs here, cache
+    that was written once stays resident, and a CPU is out of arithmetic long before it has filled
+    more. For 35B-A3B, 8 GiB hold 32 states and nearly 10,000 tokens for each of them.
 
     Raises ValueError, one line, for a wish that cannot be met or a budget under one page and slot.
     """
@@ -46,10 +67,11 @@ def plan_memory(
     warnings: list[str] = []
 
     max_model_len = _wanted_len(model_config, engine_config)
-    max_num_seqs = _at_least_1("max_num_seqs", engine_config.max_num_seqs) or DEFAULT_NUM_SEQS
+    max_num_seqs = _at_least_1("max_num_seqs", engine_config.max_num_seqs) or defaults.num_seqs
     wanted_bytes = (max_num_seqs + 1) * slot_bytes
     wanted_bytes += (_pages(max_model_len) + 1) * page_bytes
-    budget = _budget(engine_config, wanted_bytes, available_bytes) - page_bytes - slot_bytes
+    budget = _budget(engine_config, defaults, wanted_bytes, available_bytes)
+    budget -= page_bytes + slot_bytes
     if budget < page_bytes + slot_bytes:
         raise ValueError(
             f"{_mib(budget + page_bytes + slot_bytes)} for the caches is too little: one sequence "
@@ -65,8 +87,9 @@ def plan_memory(
     num_seqs, length = max_num_seqs, max_model_len
     if engine_config.max_num_seqs is None:
         num_seqs = min(max_num_seqs, most_seqs(max_model_len))
-        if engine_config.max_model_len is None and num_seqs < FEW_SEQS:
-            num_seqs = max(1, min(FEW_SEQS, most_seqs(min(max_model_len, SHORT_LEN))))
+        few_seqs = min(defaults.few_seqs, max_num_seqs)
+        if engine_config.max_model_len is None and num_seqs < few_seqs:
+            num_seqs = max(1, min(few_seqs, most_seqs(min(max_model_len, SHORT_LEN))))
     if engine_config.max_model_len is None:
         length = min(max_model_len, longest(num_seqs))
     if num_seqs < 1 or length < 1 or longest(num_seqs) < length:
@@ -88,7 +111,7 @@ def plan_memory(
         slot_bytes=slot_bytes,
         max_model_len=length,
         max_num_seqs=num_seqs,
-        max_step_tokens=_step_tokens(engine_config.max_step_tokens, num_seqs, warnings),
+        max_step_tokens=_step_tokens(engine_config, defaults, num_seqs, warnings),
         warnings=tuple(warnings),
     )
 
@@ -104,11 +127,15 @@ def _wanted_len(model_config: ModelConfig, engine_config: EngineConfig) -> int:
     return wanted
 
 
-def _budget(engine_config: EngineConfig, wanted_bytes: int, available_bytes: int) -> int:
+def _budget(
+    engine_config: EngineConfig, defaults: Defaults, wanted_bytes: int, available_bytes: int
+) -> int:
     share = engine_config.memory_utilization
     if not 0 < share <= 1:
         raise ValueError(f"memory_utilization must lie in (0, 1], not be {share}")
     if engine_config.cache_bytes is None:
+        if defaults.takes_all:
+            return available_bytes
         return min(int(share * available_bytes), max(DEFAULT_CACHE_BYTES, wanted_bytes))
     if engine_config.cache_bytes > available_bytes:
         raise ValueError(
@@ -130,9 +157,11 @@ def _refusal(config: EngineConfig, max_num_seqs: int, max_model_len: int, budget
     )
 
 
-def _step_tokens(wanted: int | None, num_seqs: int, warnings: list[str]) -> int:
+def _step_tokens(
+    engine_config: EngineConfig, defaults: Defaults, num_seqs: int, warnings: list[str]
+) -> int:
     """A multiple of the grid with room for every decode and one prefill chunk beside them."""
-    asked = _at_least_1("max_step_tokens", wanted) or DEFAULT_STEP_TOKENS
+    asked = _at_least_1("max_step_tokens", engine_config.max_step_tokens) or defaults.step_tokens
     step_tokens = ceil(max(asked, PAGE_TOKENS + num_seqs) / PAGE_TOKENS) * PAGE_TOKENS
     if step_tokens != asked:
         warnings.append(

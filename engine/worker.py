@@ -37,6 +37,8 @@ class Built:
     memory: MemoryPlan
     info: EngineInfo
     num_real_tokens: int
+    warm_up_tokens: int = PAGE_TOKENS + 1  # of the longer prompt: more than a page
+    on_ready: Callable[[], None] = lambda: None  # after the warm-up
 
 
 def main(build: Callable[[EngineConfig], Built]) -> None:
@@ -51,6 +53,7 @@ def main(build: Callable[[EngineConfig], Built]) -> None:
         print(f"deltaserve: error: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_BAD_CONFIG)
     warm_up(built)
+    built.on_ready()
     _make_loop(built, SocketMailbox(start.address, built.info), start.config).run()
 
 
@@ -92,7 +95,7 @@ def _generate(built: Built) -> list[list[int]]:
     """Greedy output of a short and a longer prompt, batched."""
     memory = built.memory
     fits = min(memory.max_model_len, memory.num_kv_tokens)
-    longest = min(PAGE_TOKENS + 1, fits - _WARM_UP_TOKENS)
+    longest = min(built.warm_up_tokens, fits - _WARM_UP_TOKENS)
     mailbox = _WarmUpMailbox(
         [
             Request(

@@ -27,10 +27,10 @@ struct Blocks {
     }
 };
 
-// y [rows, f] = x [rows, d] w^T, w [f, d].
-template <class T>
-inline void linear_rows(const Team& team, int64_t rows, int64_t d,
-                        int64_t f, const T* x, int64_t ld_x, const T* w, T* y) {
+// emit(m, j, x_m . w_j) for every row m of x [rows, d] and every row j of w [f, d].
+template <class T, class Emit>
+inline void linear_rows(const Team& team, int64_t rows, int64_t d, int64_t f, const T* x,
+                        int64_t ld_x, const T* w, Emit emit) {
     Blocks blocks(team, rows, f);
     team.share(blocks.count(), [&](int64_t task) {
         auto [m0, m1, f0, f1] = blocks[task];
@@ -39,7 +39,7 @@ inline void linear_rows(const Team& team, int64_t rows, int64_t d,
             [&](int64_t u, int i, int) { return w + (u + i) * d; },
             [&, m0 = m0](int64_t m, int64_t u, int tile_rows, int n, const float* out) {
                 for (int r = 0; r < tile_rows; r++)
-                    for (int i = 0; i < n; i++) put(y + (m0 + m + r) * f + u + i, out[r * n + i]);
+                    for (int i = 0; i < n; i++) emit(m0 + m + r, u + i, out[r * n + i]);
             });
     });
 }

@@ -48,6 +48,8 @@ class Launch:
         return self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
 
 
+OPTIONS = {"enable_fp_fusion": True}  # of every kernel: unsaid, Triton 3.9 warns and 3.10 differs
+
 _record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
 
 
@@ -70,7 +72,7 @@ def launch(
     if record is not None:
         record.append(Launch(kernel, grid, args, constants, num_warps, num_stages, cost()))
         return
-    kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages)
+    kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages, **OPTIONS)
 
 
 @contextmanager

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import tests.interpreter  # noqa: F401  # before transformers
 from tests.checkpoints import Oracle, build_checkpoint, load_oracle
 
 settings.register_profile("explore")
 settings.register_profile("suite", derandomize=True)
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak-s", type=float, default=300.0, metavar="S", help="length of the soak on a GPU"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,15 @@
 
 One matrix projects to query and gate, key, and value. Query and gate alternate per head, E columns
 each, and stay together: the kernels pick their half by stride. What is projected is normalised,
-turned, written to its page, and read from there again, decode rows and prefill slices alike.
+turned, written to its page, and read from there again, decode rows and prefill slices alike. The
+norm before and the residual after belong to the two projections.
 """
 
 import torch
 
 from engine.config import ModelConfig
 from engine.model.inputs import StepInputs
-from kernels.linear import linear
+from kernels.linear import linear_add, norm_linear
 from kernels.norm_rope import qk_norm_rope_write
 from kernels.paged_attention import attention_decode, attention_prefill
 
@@ -39,14 +40,16 @@ class Attention:
 
     def forward(
         self,
-        x_TD: torch.Tensor,
+        residual_TD: torch.Tensor,
+        norm_D: torch.Tensor,
         inputs: StepInputs,
         cos_sin: tuple[torch.Tensor, torch.Tensor],
         kv_P2GOE: torch.Tensor,
     ) -> torch.Tensor:
         """Mix the tokens of each sequence, those of this step included. Writes `kv_P2GOE`."""
         H, G, E = self._heads
-        qg_TF, k_TF, v_TF = linear(x_TD, self.in_proj_FD).split(self._widths, dim=-1)
+        projected_TF = norm_linear(residual_TD, norm_D, self._eps, self.in_proj_FD)
+        qg_TF, k_TF, v_TF = projected_TF.split(self._widths, dim=-1)
         qg_TH2E = qg_TF.unflatten(-1, (H, 2 * E))
         q_THE = qk_norm_rope_write(
             qg_TH2E,
@@ -85,4 +88,4 @@ class Attention:
                 )
             )
         o_TF = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return linear(o_TF, self.out_proj_DF)
+        return linear_add(o_TF, self.out_proj_DF, residual_TD)

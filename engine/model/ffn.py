@@ -1,19 +1,21 @@
 """The second half of a layer, row by row: one SwiGLU, or a mixture of them.
 
 Gate rows come before up rows in every fused matrix. A checkpoint holds a layer's experts in two
-tensors or in three for each expert; both fill the same parameters.
+tensors or in three for each expert; both fill the same parameters. The norm before and the residual
+after are part of the kernels.
 """
 
 import torch
 
 from engine.config import ModelConfig
-from kernels.fused_moe import MoeWeights, fused_moe
-from kernels.linear import swiglu_mlp
+from kernels.fused_moe import MoeWeights, fused_moe_add
+from kernels.linear import norm_swiglu_add
 
 
 class DenseFfn:
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         D, F = config.hidden_size, config.intermediate_size
+        self._eps = config.rms_norm_eps
         self.gate_up_FD = torch.empty(2 * F, D, dtype=dtype, device=device)
         self.down_DF = torch.empty(D, F, dtype=dtype, device=device)
 
@@ -25,13 +27,14 @@ class DenseFfn:
             "down_proj.weight": self.down_DF,
         }
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return swiglu_mlp(x_TD, self.gate_up_FD, self.down_DF)
+    def forward(self, residual_TD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        return norm_swiglu_add(residual_TD, norm_D, self._eps, self.gate_up_FD, self.down_DF)
 
 
 class MoeFfn:
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         D, J = config.hidden_size, config.num_experts
+        self._eps = config.rms_norm_eps
         F, shared_F = config.moe_intermediate_size, config.shared_expert_intermediate_size
         self.weights = MoeWeights(
             router_JD=torch.empty(J, D, dtype=dtype, device=device),
@@ -66,5 +69,5 @@ class MoeFfn:
             places[f"experts.{expert}.down_proj.weight"] = down_DF
         return places
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return fused_moe(x_TD, self.weights)
+    def forward(self, residual_TD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        return fused_moe_add(residual_TD, norm_D, self._eps, self.weights)

@@ -2,7 +2,8 @@
 
 One matrix projects to Q | K | V (which pass the causal convolution), the output gate z, and the
 two scalars per head: b (write strength) and a (decay). The kernels do the rest in fp32, on the
-sequence's slot, and write the conv columns and the state back in place.
+sequence's slot, and write the conv columns and the state back in place. The norm before and the
+residual after belong to the two projections.
 """
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from engine.config import ModelConfig
 from engine.model.inputs import StepInputs
 from kernels.gated_delta import DeltaNetWeights, gated_delta_decode, gated_delta_prefill
-from kernels.linear import linear
+from kernels.linear import linear_add, norm_linear
 
 
 class GatedDeltaNet:
@@ -46,13 +47,14 @@ class GatedDeltaNet:
 
     def forward(
         self,
-        x_TD: torch.Tensor,
+        residual_TD: torch.Tensor,
+        norm_D: torch.Tensor,
         inputs: StepInputs,
         conv_PCX: torch.Tensor,
         state_PNKV: torch.Tensor,
     ) -> torch.Tensor:
         """Mix the tokens of each sequence. Advances the slots of `conv_PCX` and `state_PNKV`."""
-        projected_TF = linear(x_TD, self.in_proj_FD)
+        projected_TF = norm_linear(residual_TD, norm_D, self.weights.eps, self.in_proj_FD)
         mixed_TC, z_TF, b_TN, a_TN = projected_TF.split(self._widths, dim=-1)
         z_TNV = z_TF.unflatten(-1, self._heads)
         B = inputs.num_decodes
@@ -86,4 +88,4 @@ class GatedDeltaNet:
                 )
             )
         o_TF = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return linear(o_TF, self.out_proj_DF)
+        return linear_add(o_TF, self.out_proj_DF, residual_TD)

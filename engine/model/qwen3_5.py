@@ -1,8 +1,8 @@
 """The Qwen3.5 text decoder, dense or MoE: token ids of one step in, hidden states out.
 
-Every layer mixes tokens (three Gated DeltaNets, then one attention), then transforms each row, both
-on normed input and added to the residual stream. A layer therefore ends in "add, then norm", with
-the norm of the layer after it; the last one in the final norm.
+Every layer mixes tokens (three Gated DeltaNets, then one attention), then transforms each row. Both
+take the residual stream and return it: they norm what they read and add what they made, inside
+their first and last kernels. Only the final norm stands alone.
 
 Who owns what: layers hold plain tensors, named in `places` as checkpoints name them and filled by
 the loader; the bytes behind pages and slots belong to the runner and are written in place. A row's
@@ -23,8 +23,9 @@ from engine.model.ffn import DenseFfn, MoeFfn
 from engine.model.gated_deltanet import GatedDeltaNet
 from engine.model.inputs import Caches, StepInputs
 from engine.model.rotary import Rotary
-from kernels.linear import linear
-from kernels.norm_rope import add_rms_norm, rms_norm
+from kernels.embedding import embed
+from kernels.linear import linear_fp32
+from kernels.norm_rope import rms_norm
 
 
 class Qwen3_5:
@@ -59,27 +60,25 @@ class Qwen3_5:
 
     def forward(self, inputs: StepInputs, caches: Caches) -> torch.Tensor:
         """Return hidden_TD after the final norm. Writes this step's tokens into `caches`."""
-        eps = self._config.rms_norm_eps
         cos_sin = self._rotary.cos_sin(inputs.position_T)
         kvs_P2GOE = iter(caches.kv_LP2GOE)
         states = iter(zip(caches.conv_LPCX, caches.state_LPNKV, strict=True))
-        next_norms_D = [layer.input_norm_D for layer in self.layers[1:]] + [self.norm_D]
 
-        residual_TD = self.embedding_VD[inputs.token_id_T]
-        x_TD = rms_norm(residual_TD, self.layers[0].input_norm_D, eps)
-        for layer, next_norm_D in zip(self.layers, next_norms_D, strict=True):
+        residual_TD = embed(inputs.token_id_T, self.embedding_VD)
+        for layer in self.layers:
+            norm_D = layer.input_norm_D
             if isinstance(layer.mixer, Attention):
-                x_TD = layer.mixer.forward(x_TD, inputs, cos_sin, next(kvs_P2GOE))
+                residual_TD = layer.mixer.forward(
+                    residual_TD, norm_D, inputs, cos_sin, next(kvs_P2GOE)
+                )
             else:
-                x_TD = layer.mixer.forward(x_TD, inputs, *next(states))
-            x_TD, residual_TD = add_rms_norm(x_TD, residual_TD, layer.post_mixer_norm_D, eps)
-            x_TD = layer.ffn.forward(x_TD)
-            x_TD, residual_TD = add_rms_norm(x_TD, residual_TD, next_norm_D, eps)
-        return x_TD
+                residual_TD = layer.mixer.forward(residual_TD, norm_D, inputs, *next(states))
+            residual_TD = layer.ffn.forward(residual_TD, layer.post_mixer_norm_D)
+        return rms_norm(residual_TD, self.norm_D, self._config.rms_norm_eps)
 
     def logits(self, hidden_ZD: torch.Tensor) -> torch.Tensor:
         """Score the whole padded vocabulary for each row: logits_ZV, fp32."""
-        return linear(hidden_ZD, self.head_VD).float()
+        return linear_fp32(hidden_ZD, self.head_VD)
 
 
 class DecoderLayer:

@@ -10,9 +10,11 @@ that begins later wins, and one that begins where the last one did replaces it.
 Letters: C capacity, B breakers of several tokens, L tokens of the longest of those, V vocabulary.
 """
 
+import numpy as np
 import torch
 
 from engine.request import SamplingParams
+from engine.runner.device import Device
 from kernels.sampling import advance_matches, penalise_repeats, suffix_matches
 
 _ANY = -1  # before the start of a shorter breaker
@@ -28,7 +30,7 @@ class Dry:
         ids: tuple[int, ...],
         *,
         num_real_tokens: int,
-        device: torch.device,
+        device: Device,
     ) -> None:
         """`sampling.dry_last_n` is not 0; `ids`: the sequence so far."""
         self._multiplier = sampling.dry_multiplier
@@ -38,12 +40,11 @@ class Dry:
         self._num = len(ids)  # tokens of the sequence
         tail = ids if self._window is None else ids[-self._window :]
         self._begin, self._end = 0, len(tail)  # of the window in the tensors
-        self._id_C = torch.empty(len(tail) + _SPARE, dtype=torch.int32, device=device)
+        at = device.torch_device
+        self._id_C = torch.empty(len(tail) + _SPARE, dtype=torch.int32, device=at)
         self._match_C = torch.empty_like(self._id_C)
-        self._id_C[: self._end] = torch.tensor(tail, dtype=torch.int32, device=device)
-        self._match_C[: self._end] = torch.tensor(
-            suffix_matches(tail), dtype=torch.int32, device=device
-        )
+        self._id_C[: self._end] = device.upload(np.array(tail, dtype=np.int32))
+        self._match_C[: self._end] = device.upload(np.array(suffix_matches(tail), dtype=np.int32))
         self._breaks_V: torch.Tensor | None = None
         self._breaker_BL: torch.Tensor | None = None
         single = [i for i in sampling.dry_breaker_ids if i < num_real_tokens]
@@ -51,18 +52,19 @@ class Dry:
             b for b in sampling.dry_breakers if self._window is None or len(b) <= self._window
         ]
         if single or several:
-            breaks_V = torch.zeros(num_real_tokens, dtype=torch.bool, device=device)
-            breaks_V[torch.tensor(single, dtype=torch.int64, device=device)] = True
-            self._breaks_V = breaks_V
+            breaks_V = np.zeros(num_real_tokens, dtype=np.bool_)
+            breaks_V[single] = True
+            self._breaks_V = device.upload(breaks_V)
         if several:
             length = max(map(len, several))
             padded = [(_ANY,) * (length - len(b)) + b for b in several]
-            self._breaker_BL = torch.tensor(padded, dtype=torch.int32, device=device)
-            self._begins_at_B = torch.tensor([len(b) for b in several], device=device)
+            self._breaker_BL = device.upload(np.array(padded, dtype=np.int32))
+            begins_at = np.array([len(b) for b in several], dtype=np.int64)
+            self._begins_at_B = device.upload(begins_at)
         begin, end = _last_break(tail, frozenset(single), several)
         offset = self._num - len(tail)
-        self._break_begin = torch.tensor(begin + offset, device=device)
-        self._break_end = torch.tensor(end + offset, device=device)
+        self._break_begin = torch.full((), begin + offset, device=at)
+        self._break_end = torch.full((), end + offset, device=at)
 
     def append(self, token_1: torch.Tensor) -> None:
         if self._end == len(self._id_C):
@@ -75,12 +77,12 @@ class Dry:
         if self._window is not None and self._end - self._begin > self._window:
             self._begin += 1
         if self._breaks_V is not None:
-            self._note_break(self._breaks_V, token_1[0])
+            self._note_break(self._breaks_V, token_1)
 
     def penalise(self, logits_V: torch.Tensor) -> None:
         window = slice(self._begin, self._end)
         num = self._end - self._begin
-        since_break: torch.Tensor | int = num
+        since_break = torch.full_like(self._break_end, num)
         if self._breaks_V is not None:
             inside = self._break_begin >= self._num - num
             since_break = torch.where(inside, self._num - self._break_end, num)
@@ -102,8 +104,8 @@ class Dry:
         self._match_C = _with_room(self._match_C[window])
         self._begin, self._end = 0, self._end - self._begin
 
-    def _note_break(self, breaks_V: torch.Tensor, token: torch.Tensor) -> None:
-        begin = torch.where(breaks_V[token], self._num - 1, _NOWHERE)
+    def _note_break(self, breaks_V: torch.Tensor, token_1: torch.Tensor) -> None:
+        begin = torch.where(breaks_V[token_1][0], self._num - 1, _NOWHERE)
         if self._breaker_BL is not None:
             length = self._breaker_BL.shape[1]
             tail_L = self._id_C[max(self._begin, self._end - length) : self._end]

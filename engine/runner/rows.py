@@ -9,20 +9,25 @@ A position decides the rest: the token drawn for position p has p - num_prompt_t
 it, and (seed, p) is the counter of its random number. So nothing here counts, and a sequence that
 resumes in another slot goes on as if it had never left.
 
+What comes from the host is uploaded, and ids on the device pick tallies there, so that neither an
+admission nor a sampled token makes the host wait for the device.
+
 Ids at or above `num_real_tokens` are never sampled, so constraints on them are dropped here.
 
 Letters: P slots, F numbers per row, V vocabulary (`num_real_tokens` wide), K rows with a tally.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+import numpy as np
 import torch
 
 from engine.plan import Admit
 from engine.request import SamplingParams
 from engine.runner.bad_words import BadWords
+from engine.runner.device import CpuDevice, Device
 from engine.runner.dry import Dry
 from engine.runner.thinking import ThinkingBudget
 from kernels.sampling import MAX_CANDIDATES
@@ -68,9 +73,7 @@ class Row:
     num_logprobs: int | None
     num_prompt_logprobs: int
     prompt_id_T: torch.Tensor | None  # kept for prompt logprobs only
-    repeats: bool  # has a repetition penalty
-    counts: bool  # has a presence or frequency penalty
-    tally: int | None  # place in the pool of tallies
+    tally: int | None  # place in the pool of tallies, of rows with penalties
     stop_id_N: torch.Tensor | None  # kept where `min_tokens` bans them
     bias_id_N: torch.Tensor | None
     bias_N: torch.Tensor | None
@@ -81,27 +84,31 @@ class Row:
     excludes: bool  # has XTC
     dry: Dry | None
     thinking: ThinkingBudget | None
+    has_grammar: bool
 
 
 class Rows:
     """One row per slot, the scratch slot included."""
 
     def __init__(
-        self, *, num_slots: int, num_real_tokens: int, device: torch.device | None = None
+        self, *, num_slots: int, num_real_tokens: int, device: Device | None = None
     ) -> None:
         """`num_slots` counts the scratch slot. Every tensor lives on `device`, by default CPU."""
-        self.device = device or torch.device("cpu")
+        self.device = device or CpuDevice()
         self.num_real_tokens = num_real_tokens
-        self.number_PF = torch.zeros(
-            num_slots, NUM_NUMBERS, dtype=torch.float64, device=self.device
-        )
-        self.top_k_P = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
-        self.key_P2 = torch.zeros(num_slots, 2, dtype=torch.int64, device=self.device)
-        self.last_token_P = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        at = self.device.torch_device
+        self.number_PF = torch.zeros(num_slots, NUM_NUMBERS, dtype=torch.float64, device=at)
+        self.top_k_P = torch.zeros(num_slots, dtype=torch.int64, device=at)
+        self.key_P2 = torch.zeros(num_slots, 2, dtype=torch.int64, device=at)
+        self.last_token_P = torch.zeros(num_slots, dtype=torch.int64, device=at)
         self._rows: list[Row | None] = [None] * num_slots
         # Twice the times a token was generated, plus 1 if the prompt has it.
-        self._tally_KV = torch.zeros(0, num_real_tokens, dtype=torch.int32, device=self.device)
+        self.tally_KV = torch.zeros(0, num_real_tokens, dtype=torch.int32, device=at)
         self._free_tallies: list[int] = []
+
+    def index(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Indices or ids, int64, on the device."""
+        return self.device.upload(np.array(numbers, dtype=np.int64))
 
     def __getitem__(self, slot: int) -> Row:
         row = self._rows[slot]
@@ -115,7 +122,7 @@ class Rows:
             self._free_tallies.append(old.tally)
         self._rows[slot] = None
         top_k = sampling.top_k if 0 < sampling.top_k < self.num_real_tokens else 0
-        self.number_PF[slot] = torch.tensor(
+        numbers = np.array(
             (
                 min(max(sampling.temperature, _TINY), _HUGE),
                 sampling.top_p,
@@ -126,10 +133,11 @@ class Rows:
                 sampling.xtc_probability,
                 sampling.xtc_threshold,
             ),
-            dtype=torch.float64,
+            dtype=np.float64,
         )
+        self.number_PF[slot] = self.device.upload(numbers)
         self.top_k_P[slot] = top_k or self.num_real_tokens
-        self.key_P2[slot] = torch.tensor((sampling.seed & _WORD, (sampling.seed >> 32) & _WORD))
+        self.key_P2[slot] = self.index((sampling.seed & _WORD, (sampling.seed >> 32) & _WORD))
         self.last_token_P[slot] = admit.ids[-1]
         self._rows[slot] = self._row(admit, top_k)
 
@@ -137,8 +145,10 @@ class Rows:
         sampling = admit.sampling
         repeats = sampling.repetition_penalty != 1
         counts = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-        bias = [(i, b) for i, b in sampling.logit_bias if BANS < b < FORCES and b]
-        bias = [(i, b) for i, b in bias if i < self.num_real_tokens]
+        bias: dict[int, float] = {}  # of ids that are given twice, the sum
+        for i, b in sampling.logit_bias:
+            if BANS < b < FORCES and b and i < self.num_real_tokens:
+                bias[i] = bias.get(i, 0.0) + b
         scores = sampling.num_prompt_logprobs is not None
         words = tuple(w for w in sampling.bad_words if w and w[-1] < self.num_real_tokens)
         return Row(
@@ -148,13 +158,11 @@ class Rows:
             min_tokens=sampling.min_tokens,
             num_logprobs=sampling.num_logprobs,
             num_prompt_logprobs=sampling.num_prompt_logprobs or 0,
-            prompt_id_T=torch.tensor(admit.ids[: admit.num_prompt_tokens]) if scores else None,
-            repeats=repeats,
-            counts=counts,
+            prompt_id_T=self.index(admit.ids[: admit.num_prompt_tokens]) if scores else None,
             tally=self._tally(admit) if repeats or counts else None,
             stop_id_N=self._ids(sampling.stop_token_ids) if sampling.min_tokens else None,
-            bias_id_N=self._ids(i for i, _ in bias),
-            bias_N=torch.tensor([b for _, b in bias], device=self.device) if bias else None,
+            bias_id_N=self._ids(bias),
+            bias_N=self.device.upload(np.array([*bias.values()], np.float32)) if bias else None,
             banned_id_N=self._ids(i for i, b in sampling.logit_bias if b <= BANS),
             forced_id_N=self._ids(i for i, b in sampling.logit_bias if b >= FORCES),
             allowed_id_N=self._ids(sampling.allowed_token_ids or ()),
@@ -162,6 +170,7 @@ class Rows:
             excludes=sampling.xtc_probability > 0 and sampling.xtc_threshold <= MAX_THRESHOLD,
             dry=self._dry(admit),
             thinking=self._thinking(admit),
+            has_grammar=sampling.grammar is not None,
         )
 
     def _dry(self, admit: Admit) -> Dry | None:
@@ -181,41 +190,43 @@ class Rows:
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor | None:
         real = [i for i in ids if i < self.num_real_tokens]
-        return torch.tensor(real, device=self.device) if real else None
+        return self.index(real) if real else None
 
     def _tally(self, admit: Admit) -> int:
         """Count the ids known so far in a tally that nobody uses."""
         if not self._free_tallies:
-            used = len(self._tally_KV)
+            used = len(self.tally_KV)
             grown = max(1, 2 * used)
-            more = torch.zeros(grown - used, *self._tally_KV.shape[1:], dtype=torch.int32)
-            self._tally_KV = torch.cat((self._tally_KV, more.to(self.device)))
+            more = self.tally_KV.new_zeros(grown - used, self.num_real_tokens)
+            self.tally_KV = torch.cat((self.tally_KV, more))
             self._free_tallies.extend(range(used, grown))
         tally = self._free_tallies.pop()
-        ids = torch.tensor(admit.ids, device=self.device)
+        ids = np.array(admit.ids, dtype=np.int64)
         prompt, output = ids[: admit.num_prompt_tokens], ids[admit.num_prompt_tokens :]
-        count_V = self._tally_KV[tally]
-        count_V.copy_(2 * torch.bincount(output, minlength=self.num_real_tokens))
+        count_V = 2 * np.bincount(output, minlength=self.num_real_tokens).astype(np.int32)
         count_V[prompt[prompt < self.num_real_tokens]] += 1  # once, however often it is there
+        self.tally_KV[tally] = self.device.upload(count_V)
         return tally
 
     @property
     def num_tallies(self) -> int:
         """Tallies that exist, in use or not: as many as were ever needed at once, doubled up."""
-        return len(self._tally_KV)
-
-    def tallies(self, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of rows that have tallies: was each token seen at all, and how often generated."""
-        tally_RV = self._tally_KV[[row.tally for row in rows]]
-        return tally_RV != 0, tally_RV >> 1
+        return len(self.tally_KV)
 
     def record(self, slots: list[int], slot_R: torch.Tensor, token_R: torch.Tensor) -> None:
         """Remember that each slot, given twice, sampled its token."""
         self.last_token_P[slot_R] = token_R
+        tallies = [
+            (r, tally) for r, slot in enumerate(slots) if (tally := self[slot].tally) is not None
+        ]
+        if tallies:
+            row_K, tally_K = (
+                self.index([r for r, _ in tallies]),
+                self.index([k for _, k in tallies]),
+            )
+            self.tally_KV[tally_K, token_R[row_K]] += 2
         for r, slot in enumerate(slots):
             row = self[slot]
-            if row.tally is not None:
-                self._tally_KV[row.tally, token_R[r]] += 2
             if row.bad_words is not None:
                 row.bad_words.append(token_R[r : r + 1])
             if row.dry is not None:

@@ -5,7 +5,10 @@ of them ended the thinking, the token there does. So all that has to be remember
 did, and that is read from the tokens again when a sequence resumes.
 """
 
+import numpy as np
 import torch
+
+from engine.runner.device import Device
 
 
 class ThinkingBudget:
@@ -14,14 +17,14 @@ class ThinkingBudget:
         budget: int,
         end_ids: tuple[int, ...],
         output_ids: tuple[int, ...],
-        device: torch.device,
+        device: Device,
     ) -> None:
         """`end_ids` is not empty, and its first is what is forced."""
         self._budget = budget
         self._forced_id = end_ids[0]
-        self._end_id_N = torch.tensor(end_ids, device=device)
+        self._end_id_N = device.upload(np.array(end_ids, dtype=np.int64))
         thinks = not set(end_ids) & set(output_ids)
-        self._thinks = torch.tensor(thinks, device=device)
+        self._thinks = torch.full((), thinks, device=device.torch_device)
 
     def append(self, token_1: torch.Tensor) -> None:
         self._thinks = self._thinks & (token_1 != self._end_id_N).all()

@@ -1,9 +1,10 @@
 // Mixture of experts: route, then per expert with rows gate | up and down, then the shared expert.
 //
 // A row's sum runs over its experts in ascending order and ends with the shared expert, in fp32,
-// whoever its neighbours are. The down projection is cut by output columns, so that one thread owns
+// whoever its neighbours are; the residual is added last. The down projection is cut by output columns, so that one thread owns
 // every sum it adds to.
 #include "../dense.h"
+#include "../norm.h"
 
 using namespace simd;
 
@@ -32,8 +33,9 @@ void choose(const float* logits, int64_t experts, int64_t top_k, Choice* out) {
 template <class T>
 struct Moe {
     const T *x, *router, *gate_up, *down, *shared_gate_up, *shared_down, *shared_gate;
+    const T* residual;  // null: only what is added to it
     T* y;
-    int64_t ld_x, rows, d, experts, width, shared_width, top_k;
+    int64_t ld_residual, rows, d, experts, width, shared_width, top_k;
 
     // Rows in expert order: those of expert j are order[begin[j]] .. order[begin[j + 1]].
     Choice* choices;
@@ -48,7 +50,7 @@ struct Moe {
         constexpr int64_t PART = 16;
         float* logits = scratch.get(PART * experts);
         int64_t first = task * PART, count = std::min(rows - first, PART);
-        auto row = [&](int64_t m) { return x + (first + m) * ld_x; };
+        auto row = [&](int64_t m) { return x + (first + m) * d; };
         dots<T>(
             count, 0, experts, d, row, [&](int64_t u, int i, int) { return router + (u + i) * d; },
             [&](int64_t m, int64_t u, int tile_rows, int n, const float* out) {
@@ -89,12 +91,12 @@ struct Moe {
                 swiglu_rows<T>(
                     begin[j + 1] - from, first, std::min(width, first + COLUMNS), d, width,
                     gate_up + j * 2 * width * d,
-                    [&](int64_t m) { return x + order[from + m] * ld_x; }, hidden + from * width);
+                    [&](int64_t m) { return x + order[from + m] * d; }, hidden + from * width);
             } else {
                 auto [m0, m1, f0, f1] = shared[task - experts * blocks];
                 swiglu_rows<T>(
                     m1 - m0, f0, f1, d, shared_width, shared_gate_up,
-                    [&, m0 = m0](int64_t m) { return x + (m0 + m) * ld_x; },
+                    [&, m0 = m0](int64_t m) { return x + (m0 + m) * d; },
                     shared_hidden + m0 * shared_width);
             }
         });
@@ -135,19 +137,26 @@ struct Moe {
             });
         for (int64_t m = 0; m < rows; m++)
             for_vectors(count, [&](int64_t i, auto get, auto set) {
-                set(y + m * d + first + i, get(sum + m * count + i));
+                vf total = get(sum + m * count + i);
+                if (residual) total += get(residual + m * ld_residual + first + i);
+                set(y + m * d + first + i, total);
             });
     }
 };
 
 template <class T>
-void fused_moe(const T* x, int64_t ld_x, const T* router, const T* gate_up, const T* down,
-               const T* shared_gate_up, const T* shared_down, const T* shared_gate, T* y,
-               int64_t rows, int64_t d, int64_t experts, int64_t width, int64_t shared_width,
-               int64_t top_k, int64_t threads) {
-    static thread_local Scratch choices, shared_weight, begin, order, weight, hidden, shared_hidden;
+void fused_moe_add(const T* residual, int64_t ld_residual, const T* norm, float eps,
+                   const T* router, const T* gate_up, const T* down, const T* shared_gate_up,
+                   const T* shared_down, const T* shared_gate, int64_t adds, T* y, int64_t rows,
+                   int64_t d, int64_t experts, int64_t width, int64_t shared_width, int64_t top_k,
+                   int64_t threads) {
+    static thread_local Scratch normed, choices, shared_weight, begin, order, weight, hidden,
+        shared_hidden;
+    T* x = normed.get<T>(rows * d);
+    norm_rows(Team(threads, rows * d), rows, d, residual, ld_residual, norm, eps, x);
     Moe<T> moe{x, router, gate_up, down, shared_gate_up, shared_down, shared_gate,
-               y, ld_x, rows, d, experts, width, shared_width, top_k,
+               adds ? residual : nullptr,
+               y, ld_residual, rows, d, experts, width, shared_width, top_k,
                choices.get<Choice>(rows * top_k), shared_weight.get(rows),
                begin.get<int64_t>(experts + 2), order.get<int32_t>(rows * top_k),
                weight.get(rows * top_k), hidden.get<T>(rows * top_k * width),
@@ -157,14 +166,15 @@ void fused_moe(const T* x, int64_t ld_x, const T* router, const T* gate_up, cons
 
 }  // namespace
 
-#define EXPORT(NAME, T)                                                                          \
-    extern "C" void fused_moe_##NAME(                                                            \
-        const T* x, int64_t ld_x, const T* router, const T* gate_up, const T* down,              \
-        const T* shared_gate_up, const T* shared_down, const T* shared_gate, T* y, int64_t rows, \
-        int64_t d, int64_t experts, int64_t width, int64_t shared_width, int64_t top_k,          \
-        int64_t threads) {                                                                       \
-        fused_moe(x, ld_x, router, gate_up, down, shared_gate_up, shared_down, shared_gate, y,   \
-                  rows, d, experts, width, shared_width, top_k, threads);                        \
+#define EXPORT(NAME, T)                                                                           \
+    extern "C" void fused_moe_add_##NAME(                                                         \
+        const T* residual, int64_t ld_residual, const T* norm, float eps, const T* router,        \
+        const T* gate_up, const T* down, const T* shared_gate_up, const T* shared_down,           \
+        const T* shared_gate, int64_t adds, T* y, int64_t rows, int64_t d, int64_t experts,       \
+        int64_t width, int64_t shared_width, int64_t top_k, int64_t threads) {                    \
+        fused_moe_add(residual, ld_residual, norm, eps, router, gate_up, down, shared_gate_up,    \
+                      shared_down, shared_gate, adds, y, rows, d, experts, width, shared_width,   \
+                      top_k, threads);                                                            \
     }
 EXPORT(f32, float)
 EXPORT(bf16, bf16)

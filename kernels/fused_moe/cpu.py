@@ -11,25 +11,38 @@ from kernels.fused_moe.weights import MoeWeights
 
 @functools.cache
 def functions() -> cpu_build.Functions:
-    return cpu_build.load("fused_moe", {"fused_moe": "pi" + "p" * 7 + "i" * 7})
+    return cpu_build.load("fused_moe", {"fused_moe_add": "pipf" + "p" * 6 + "ip" + "i" * 7})
 
 
-def fused_moe(call: Callable[..., None], x_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
-    T, D = x_TD.shape
-    if weights.router_JD.shape[1] != D or weights.router_JD.dtype != x_TD.dtype:
-        raise ValueError(f"{x_TD.shape=} {x_TD.dtype=} do not fit {weights.router_JD.shape=}")
-    if x_TD.stride(1) != 1:
-        x_TD = x_TD.contiguous()
-    y_TD = torch.empty(T, D, dtype=x_TD.dtype)
+def fused_moe_add(
+    call: Callable[..., None],
+    residual_TD: torch.Tensor,
+    norm_D: torch.Tensor,
+    eps: float,
+    weights: MoeWeights,
+    *,
+    adds_residual: bool,
+) -> torch.Tensor:
+    T, D = residual_TD.shape
+    for weight in (norm_D, weights.router_JD):
+        if weight.shape[-1] != D or weight.dtype != residual_TD.dtype:
+            raise ValueError(f"{residual_TD.shape=} {residual_TD.dtype=} do not fit {weight.shape}")
+    if residual_TD.stride(1) != 1:
+        residual_TD = residual_TD.contiguous()
+    norm_D = norm_D.contiguous()
+    y_TD = torch.empty(T, D, dtype=residual_TD.dtype)
     call(
-        x_TD.data_ptr(),
-        x_TD.stride(0),
+        residual_TD.data_ptr(),
+        residual_TD.stride(0),
+        norm_D.data_ptr(),
+        eps,
         weights.router_JD.data_ptr(),
         weights.gate_up_JFD.data_ptr(),
         weights.down_JDF.data_ptr(),
         weights.shared_gate_up_FD.data_ptr(),
         weights.shared_down_DF.data_ptr(),
         weights.shared_gate_1D.data_ptr(),
+        int(adds_residual),
         y_TD.data_ptr(),
         T,
         D,

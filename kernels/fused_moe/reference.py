@@ -1,27 +1,44 @@
 """What the mixture of experts means, one expert after the other.
 
-A row's sum runs over its experts in ascending order, in fp32, and the shared expert comes last:
-so its bits depend on its own experts only.
+A row's sum runs over its experts in ascending order, in fp32, then the shared expert, then the
+residual: so its bits depend on its own experts only.
 """
 
 import torch
 
 from kernels.elementwise import sigmoid
 from kernels.fused_moe.weights import MoeWeights
-from kernels.linear.reference import linear, swiglu_mlp
+from kernels.linear.reference import linear_fp32, swiglu
+from kernels.norm_rope.reference import rms_norm
 
 
-def fused_moe(x_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
-    x_fp32_TD = x_TD.float()
-    probability_TJ = linear(x_fp32_TD, weights.router_JD.float()).softmax(-1)
-    weight_TK, expert_TK = probability_TJ.topk(weights.top_k, dim=-1)
-    weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
-
-    y_TD = torch.zeros_like(x_fp32_TD)
+def fused_moe_add(
+    residual_TD: torch.Tensor,
+    norm_D: torch.Tensor,
+    eps: float,
+    weights: MoeWeights,
+    *,
+    adds_residual: bool = True,
+) -> torch.Tensor:
+    x_TD = rms_norm(residual_TD, norm_D, eps)
+    weight_TK, expert_TK = route(x_TD, weights)
+    y_TD = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
     for expert in expert_TK.unique(sorted=True).tolist():
         row, choice = (expert_TK == expert).nonzero(as_tuple=True)
-        out = swiglu_mlp(x_TD[row], weights.gate_up_JFD[expert], weights.down_JDF[expert])
-        y_TD[row] += weight_TK[row, choice, None] * out.float()
-    shared_TD = swiglu_mlp(x_TD, weights.shared_gate_up_FD, weights.shared_down_DF)
-    shared_gate_T1 = sigmoid(linear(x_fp32_TD, weights.shared_gate_1D.float()))
-    return (y_TD + shared_gate_T1 * shared_TD.float()).to(x_TD.dtype)
+        hidden_TF = swiglu(x_TD[row], weights.gate_up_JFD[expert])
+        out_TD = linear_fp32(hidden_TF, weights.down_JDF[expert])
+        y_TD[row] += weight_TK[row, choice, None] * out_TD
+    hidden_TF = swiglu(x_TD, weights.shared_gate_up_FD)
+    shared_gate_T1 = sigmoid(linear_fp32(x_TD, weights.shared_gate_1D))
+    y_TD = y_TD + shared_gate_T1 * linear_fp32(hidden_TF, weights.shared_down_DF)
+    if adds_residual:
+        y_TD = y_TD + residual_TD.float()
+    return y_TD.to(x_TD.dtype)
+
+
+def route(x_TD: torch.Tensor, weights: MoeWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight_TK, expert_TK) of the chosen experts, in no particular order."""
+    logit_TJ = linear_fp32(x_TD, weights.router_JD)
+    order_TJ = logit_TJ.sort(dim=-1, descending=True, stable=True).indices  # ties: the lower one
+    expert_TK = order_TJ[:, : weights.top_k]
+    return logit_TJ.gather(1, expert_TK).softmax(-1), expert_TK

@@ -25,6 +25,7 @@ from functools import partial
 
 import torch
 
+from kernels.backend import uses_triton
 from kernels.gated_delta import cpu, reference
 from kernels.gated_delta.weights import DeltaNetWeights
 
@@ -43,8 +44,14 @@ def gated_delta_decode(
     slot_B: torch.Tensor,
 ) -> torch.Tensor:
     """Advance each row's slot by one token, in place; o [B, N * V] in the dtype of `z_BNV`."""
-    call = cpu.functions().get(("gated_delta_decode", z_BNV.dtype))
-    run = reference.gated_delta_decode if call is None else partial(cpu.gated_delta_decode, call)
+    if uses_triton(z_BNV):
+        from kernels.gated_delta import gpu
+
+        run = gpu.gated_delta_decode
+    elif call := cpu.functions().get(("gated_delta_decode", z_BNV.dtype)):
+        run = partial(cpu.gated_delta_decode, call)
+    else:
+        run = reference.gated_delta_decode
     return run(
         mixed_BC,
         z_BNV,
@@ -69,14 +76,26 @@ def gated_delta_prefill(
     slot_S: torch.Tensor,
     start_S: torch.Tensor,
     offset_S1: torch.Tensor,
+    emit_row_Z: torch.Tensor | None = None,
+    emit_slot_Z: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Run packed slices, rows offset[s] .. offset[s + 1] from position start[s]; o [T, N * V].
 
     A slice at position 0 starts from nothing, whatever its slot holds; any other continues its
     slot. Each leaves its slot as of its end. An empty slice leaves it alone.
+
+    Snapshots: what a slot would hold if its slice ended after packed row emit_row[z] is written to
+    slot emit_slot[z], which is no slice's. The row must be the last of its slice or of a chunk, and
+    named once; only the CPU can check that. Scratch slot 0 takes any number of them.
     """
-    call = cpu.functions().get(("gated_delta_prefill", z_TNV.dtype))
-    run = reference.gated_delta_prefill if call is None else partial(cpu.gated_delta_prefill, call)
+    if uses_triton(z_TNV):
+        from kernels.gated_delta import gpu
+
+        run = gpu.gated_delta_prefill
+    elif call := cpu.functions().get(("gated_delta_prefill", z_TNV.dtype)):
+        run = partial(cpu.gated_delta_prefill, call)
+    else:
+        run = reference.gated_delta_prefill
     return run(
         mixed_TC,
         z_TNV,
@@ -88,4 +107,6 @@ def gated_delta_prefill(
         slot_S=slot_S,
         start_S=start_S,
         offset_S1=offset_S1,
+        emit_row_Z=emit_row_Z,
+        emit_slot_Z=emit_slot_Z,
     )

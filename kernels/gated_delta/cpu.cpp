@@ -157,8 +157,21 @@ struct Mixer {
         float *w, *raw, *y, *S, *kt, *kt_decayed, *gram, *qk, *a, *p, *q, *fresh, *out, *G, *e, *f;
     };
 
+    // What is asked of a prefill besides its outputs: after these rows, a copy in these slots.
+    struct Snapshots {
+        const int64_t *row, *slot;
+        int64_t count;
+
+        int64_t after(int64_t packed_row) const {  // -1: none
+            for (int64_t i = 0; i < count; i++)
+                if (row[i] == packed_row) return slot[i];
+            return -1;
+        }
+    };
+
     // Rows [first, first + count) of the slice that starts at position `start`, for key head h.
-    void prefill(int64_t slot_s, int64_t start, int64_t first, int64_t count, int64_t h) const {
+    void prefill(int64_t slot_s, int64_t start, int64_t first, int64_t count, int64_t h,
+                 const Snapshots& snapshots) const {
         static thread_local Scratch scratch;
         int64_t wide = padded(width()) + LANES, Vp = padded(V);
         int64_t sizes[] = {taps * wide,   (CHUNK + taps) * wide, CHUNK * wide, group() * K * Vp,
@@ -198,13 +211,21 @@ struct Mixer {
             chunk(at, first + done, size, h, wide, Vp);
             std::memmove(at.raw, at.raw + size * wide, saved * wide * sizeof(float));
             done += size;
+            int64_t snapshot = snapshots.after(first + done - 1);
+            if (snapshot >= 0) keep(at, snapshot, h, wide, Vp);
         }
-
+        keep(at, slot_s, h, wide, Vp);
+    }
+    // Key head h's columns and states, into a slot.
+    void keep(const Buffers& at, int64_t to, int64_t h, int64_t wide, int64_t Vp) const {
+        int64_t saved = taps - 1;
+        T* columns = conv + to * channels() * saved;
         ranges(h, [&](int64_t local, int64_t global, int64_t size) {
             for (int64_t c = 0; c < size; c++)
                 for (int64_t i = 0; i < saved; i++)
                     put(columns + (global + c) * saved + i, at.raw[i * wide + local + c]);
         });
+        float* pool = state + (to * N + h * group()) * K * V;
         for (int64_t i = 0; i < group() * K; i++)
             std::memcpy(pool + i * V, at.S + i * Vp, V * sizeof(float));
     }
@@ -313,13 +334,16 @@ struct Mixer {
         const T* a, int64_t ld_a, const T* conv_w, const float* A_log, const float* dt_bias,      \
         const float* norm, T* conv, float* state, const int64_t* slot, T* o, int64_t rows,        \
         int64_t H, int64_t N, int64_t K, int64_t V, int64_t taps, float eps,                      \
-        const int32_t* start, const int32_t* offset, int64_t slices, int64_t threads) {           \
+        const int32_t* start, const int32_t* offset, int64_t slices, const int64_t* emit_row,     \
+        const int64_t* emit_slot, int64_t emits, int64_t threads) {                               \
         Mixer<T> mixer{mixed, z,    b,    a,     ld_mixed, ld_z, ld_b, ld_a, conv_w, A_log,       \
                        dt_bias, norm, conv, state, slot,   o,    H,    N,    K,      V,           \
                        taps,  eps};                                                               \
         Team(threads, rows * N * K * V * 4).share(slices * H, [&](int64_t task) {                 \
             int64_t s = task / H, count = offset[s + 1] - offset[s];                              \
-            if (count) mixer.prefill(slot[s], start[s], offset[s], count, task % H);              \
+            if (count)                                                                            \
+                mixer.prefill(slot[s], start[s], offset[s], count, task % H,                      \
+                              {emit_row, emit_slot, emits});                                      \
         });                                                                                       \
     }
 EXPORT(f32, float)

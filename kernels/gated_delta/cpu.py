@@ -1,4 +1,4 @@
-"""Hands tensors to `cpu.cpp`: checks what a raw pointer cannot, and nothing else."""
+"""Hands tensors to `cpu.cpp`, checked, and nothing else."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 
 from kernels import cpu_build
-from kernels.gated_delta.weights import DeltaNetWeights
+from kernels.gated_delta.reference import snapshots
+from kernels.gated_delta.weights import DeltaNetWeights, check_operands
 
 _COMMON = "pi" * 4 + "p" * 4 + "ppp" + "p" + "i" * 6 + "f"
 
@@ -15,7 +16,7 @@ _COMMON = "pi" * 4 + "p" * 4 + "ppp" + "p" + "i" * 6 + "f"
 def functions() -> cpu_build.Functions:
     return cpu_build.load(
         "gated_delta",
-        {"gated_delta_decode": _COMMON + "i", "gated_delta_prefill": _COMMON + "ppii"},
+        {"gated_delta_decode": _COMMON + "i", "gated_delta_prefill": _COMMON + "ppippii"},
     )
 
 
@@ -31,7 +32,7 @@ def gated_delta_decode(
     state_PNKV: torch.Tensor,
     slot_B: torch.Tensor,
 ) -> torch.Tensor:
-    _check(mixed_BC, z_BNV, b_BN, a_BN, weights, conv_PCX, state_PNKV)
+    check_operands(mixed_BC, z_BNV, b_BN, a_BN, weights, conv_PCX, state_PNKV)
     if slot_B.shape != mixed_BC.shape[:1]:
         raise ValueError(f"{slot_B.shape=} is not one slot for each row of {mixed_BC.shape=}")
     slot_B = slot_B.long().contiguous()
@@ -82,11 +83,16 @@ def gated_delta_prefill(
     slot_S: torch.Tensor,
     start_S: torch.Tensor,
     offset_S1: torch.Tensor,
+    emit_row_Z: torch.Tensor | None = None,
+    emit_slot_Z: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    _check(mixed_TC, z_TNV, b_TN, a_TN, weights, conv_PCX, state_PNKV)
+    check_operands(mixed_TC, z_TNV, b_TN, a_TN, weights, conv_PCX, state_PNKV)
     S = slot_S.shape[0]
     if start_S.shape != (S,) or offset_S1.shape != (S + 1,):
         raise ValueError(f"{slot_S.shape=}, {start_S.shape=} and {offset_S1.shape=} do not fit")
+    emits = snapshots(slot_S, start_S, offset_S1, emit_row_Z, emit_slot_Z)
+    emit_row_Z = torch.tensor(list(emits), dtype=torch.int64)
+    emit_slot_Z = torch.tensor(list(emits.values()), dtype=torch.int64)
     slot_S = slot_S.long().contiguous()
     start_S, offset_S1 = start_S.int().contiguous(), offset_S1.int().contiguous()
     z_TNV, mixed_TC, b_TN, a_TN = (
@@ -121,33 +127,9 @@ def gated_delta_prefill(
         start_S.data_ptr(),
         offset_S1.data_ptr(),
         S,
+        emit_row_Z.data_ptr(),
+        emit_slot_Z.data_ptr(),
+        len(emits),
         torch.get_num_threads(),
     )
     return o_TNV
-
-
-def _check(
-    mixed_xC: torch.Tensor,
-    z_xNV: torch.Tensor,
-    b_xN: torch.Tensor,
-    a_xN: torch.Tensor,
-    weights: DeltaNetWeights,
-    conv_PCX: torch.Tensor,
-    state_PNKV: torch.Tensor,
-) -> None:
-    rows, N, V = z_xNV.shape
-    P, _, K, _ = state_PNKV.shape
-    C, W = weights.conv_CW.shape
-    if mixed_xC.shape != (rows, C) or 2 * weights.num_key_heads * K + N * V != C:
-        raise ValueError(f"{mixed_xC.shape=} does not fit {z_xNV.shape=} and {state_PNKV.shape=}")
-    if b_xN.shape != (rows, N) or a_xN.shape != (rows, N) or weights.A_log_N.shape != (N,):
-        raise ValueError(f"{b_xN.shape=} and {a_xN.shape=} do not fit {z_xNV.shape=}")
-    if state_PNKV.shape != (P, N, K, V) or conv_PCX.shape != (P, C, W - 1):
-        raise ValueError(f"{conv_PCX.shape=} and {state_PNKV.shape=} do not fit {z_xNV.shape=}")
-    if not (state_PNKV.is_contiguous() and conv_PCX.is_contiguous()):
-        raise ValueError("the pools must be contiguous: they are updated in place")
-    if state_PNKV.dtype != torch.float32:
-        raise ValueError(f"{state_PNKV.dtype=}: recurrent state is fp32")
-    dtypes = {x.dtype for x in (mixed_xC, z_xNV, b_xN, a_xN, weights.conv_CW, conv_PCX)}
-    if len(dtypes) != 1:
-        raise ValueError(f"activations, convolution weights and columns differ: {dtypes}")

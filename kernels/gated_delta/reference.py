@@ -53,7 +53,10 @@ def gated_delta_prefill(
     slot_S: torch.Tensor,
     start_S: torch.Tensor,
     offset_S1: torch.Tensor,
+    emit_row_Z: torch.Tensor | None = None,
+    emit_slot_Z: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    emits = snapshots(slot_S, start_S, offset_S1, emit_row_Z, emit_slot_Z)
     X = conv_PCX.shape[2]
     o_TNV = torch.empty_like(z_TNV, memory_format=torch.contiguous_format)
     offset, starts = offset_S1.tolist(), start_S.tolist()
@@ -88,9 +91,41 @@ def gated_delta_prefill(
             o_tNV = o_NCV[:, before : CHUNK_TOKENS - after].movedim(1, 0)
             o_TNV[rows] = _gated_norm(o_tNV, z_TNV[rows], weights)
             position = chunk_end
+            if (emit := emits.get(rows.stop - 1)) is not None:
+                conv_PCX[emit] = columns_XC.T
+                state_PNKV[emit] = state_NKV
         conv_PCX[slot] = columns_XC.T
         state_PNKV[slot] = state_NKV
     return o_TNV.flatten(1)
+
+
+def snapshots(
+    slot_S: torch.Tensor,
+    start_S: torch.Tensor,
+    offset_S1: torch.Tensor,
+    emit_row_Z: torch.Tensor | None,
+    emit_slot_Z: torch.Tensor | None,
+) -> dict[int, int]:
+    """Slot by packed row. Raises ValueError for rows that end no chunk and for slots in use."""
+    if emit_row_Z is None or emit_slot_Z is None:
+        if emit_row_Z is not emit_slot_Z:
+            raise ValueError("snapshots need rows and slots")
+        return {}
+    rows, slots = emit_row_Z.tolist(), emit_slot_Z.tolist()
+    used = [*slot_S.tolist(), *slots]
+    if len(rows) != len(slots) or len(set(rows)) != len(rows):
+        raise ValueError(f"{rows=} and {slots=} do not pair, or rows repeat")
+    if any(slot and used.count(slot) > 1 for slot in slots):
+        raise ValueError(f"snapshots go to {slots}, the slices' slots are {slot_S.tolist()}")
+    starts, offset = start_S.tolist(), offset_S1.tolist()
+    ends: set[int] = set()
+    for start, first, end in zip(starts, offset, offset[1:], strict=False):
+        if first < end:
+            ends.add(end - 1)
+        ends.update(range(first - start % CHUNK_TOKENS + CHUNK_TOKENS - 1, end, CHUNK_TOKENS))
+    if not ends.issuperset(rows):
+        raise ValueError(f"no chunk ends at rows {sorted(set(rows) - ends)}")
+    return dict(zip(rows, slots, strict=True))
 
 
 def _chunk(

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from kernels.elementwise import silu
+from kernels.norm_rope.reference import rms_norm
 
 _BLOCK_ROWS = 8
 _MIN_COLUMNS = 16
@@ -31,7 +32,38 @@ def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor) -> torch.Tensor:
     return y_TF
 
 
-def swiglu_mlp(x_TD: torch.Tensor, gate_up_FD: torch.Tensor, down_DF: torch.Tensor) -> torch.Tensor:
-    gate_TF, up_TF = linear(x_TD, gate_up_FD).float().chunk(2, dim=-1)
-    hidden_TF = (silu(gate_TF) * up_TF).to(x_TD.dtype)
+def linear_fp32(x_TD: torch.Tensor, weight_FD: torch.Tensor) -> torch.Tensor:
+    return linear(x_TD.float(), weight_FD.float())
+
+
+def norm_linear(
+    residual_TD: torch.Tensor, norm_D: torch.Tensor, eps: float, weight_FD: torch.Tensor
+) -> torch.Tensor:
+    return linear(rms_norm(residual_TD, norm_D, eps), weight_FD)
+
+
+def linear_add(
+    x_TF: torch.Tensor, weight_DF: torch.Tensor, residual_TD: torch.Tensor
+) -> torch.Tensor:
+    return (residual_TD.float() + linear_fp32(x_TF, weight_DF)).to(x_TF.dtype)
+
+
+def norm_swiglu_add(
+    residual_TD: torch.Tensor,
+    norm_D: torch.Tensor,
+    eps: float,
+    gate_up_FD: torch.Tensor,
+    down_DF: torch.Tensor,
+    *,
+    adds_residual: bool = True,
+) -> torch.Tensor:
+    hidden_TF = swiglu(rms_norm(residual_TD, norm_D, eps), gate_up_FD)
+    if adds_residual:
+        return linear_add(hidden_TF, down_DF, residual_TD)
     return linear(hidden_TF, down_DF)
+
+
+def swiglu(x_TD: torch.Tensor, gate_up_FD: torch.Tensor) -> torch.Tensor:
+    """hidden_TF = silu(gate x) * (up x), rounded once."""
+    gate_TF, up_TF = linear_fp32(x_TD, gate_up_FD).chunk(2, dim=-1)
+    return (silu(gate_TF) * up_TF).to(x_TD.dtype)

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from kernels.backend import uses_triton
 from kernels.norm_rope import cpu, reference
 
 __all__ = ["add_rms_norm", "qk_norm_rope_write", "rms_norm"]
@@ -17,6 +18,10 @@ __all__ = ["add_rms_norm", "qk_norm_rope_write", "rms_norm"]
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
     """y_TD, the normed rows."""
+    if uses_triton(x_TD):
+        from kernels.norm_rope import gpu
+
+        return gpu.rms_norm(x_TD, weight_D, eps)
     call = cpu.functions().get(("rms_norm", x_TD.dtype))
     if call is None:
         return reference.rms_norm(x_TD, weight_D, eps)
@@ -27,6 +32,10 @@ def add_rms_norm(
     x_TD: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(y_TD, residual_TD): the sum, rounded to its dtype, and its norm. Both are new tensors."""
+    if uses_triton(x_TD):
+        from kernels.norm_rope import gpu
+
+        return gpu.add_rms_norm(x_TD, residual_TD, weight_D, eps)
     call = cpu.functions().get(("add_rms_norm", x_TD.dtype))
     if call is None:
         return reference.add_rms_norm(x_TD, residual_TD, weight_D, eps)
@@ -51,8 +60,14 @@ def qk_norm_rope_write(
     Each head of `qg_TH2E` is its query, then its gate. Pairs (i, i + R/2) turn by the angle whose
     fp32 cosine stands at both i and i + R/2 of `cos_TR`; dims from R on pass through.
     """
-    call = cpu.functions().get(("qk_norm_rope_write", qg_TH2E.dtype))
-    run = reference.qk_norm_rope_write if call is None else partial(cpu.qk_norm_rope_write, call)
+    if uses_triton(qg_TH2E):
+        from kernels.norm_rope import gpu
+
+        run = gpu.qk_norm_rope_write
+    elif call := cpu.functions().get(("qk_norm_rope_write", qg_TH2E.dtype)):
+        run = partial(cpu.qk_norm_rope_write, call)
+    else:
+        run = reference.qk_norm_rope_write
     return run(
         qg_TH2E,
         k_TGE,

@@ -34,6 +34,32 @@ def attention_decode(
     return o_BHE.reshape(B, H * E)
 
 
+def attention_window(
+    q_THE: torch.Tensor,
+    qg_TH2E: torch.Tensor,
+    *,
+    kv_P2GOE: torch.Tensor,
+    page_BM: torch.Tensor,
+    length_B: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    page_TM, length_T = rows_of_windows(page_BM, length_B, q_THE.shape[0])
+    return attention_decode(
+        q_THE, qg_TH2E, kv_P2GOE=kv_P2GOE, page_BM=page_TM, length_B=length_T, scale=scale
+    )
+
+
+def rows_of_windows(
+    page_BM: torch.Tensor, length_B: torch.Tensor, T: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables and lengths of the T tokens in B windows of one size, each as a row of its own."""
+    B = length_B.shape[0]
+    W = T // B if B else 0
+    after_W = torch.arange(W - 1, -1, -1, dtype=length_B.dtype)
+    length_BW = (length_B[:, None] - after_W).clamp(min=0)
+    return page_BM.repeat_interleave(W, dim=0), length_BW.flatten()
+
+
 def attention_prefill(
     q_THE: torch.Tensor,
     qg_TH2E: torch.Tensor,

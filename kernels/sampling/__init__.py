@@ -9,6 +9,7 @@ splits a lone row over threads). And tokens have one total order, value falling,
 that ties are settled in the same way by the argmax, the filters, the top list and the rank.
 """
 
+from kernels.sampling.adjust import NOTHING, Bias, Masks, Penalties, adjust
 from kernels.sampling.bans import ban, keep_only
 from kernels.sampling.draw import (
     MAX_CANDIDATES,
@@ -26,7 +27,12 @@ from kernels.sampling.xtc import exclude_top
 
 __all__ = [
     "MAX_CANDIDATES",
+    "NOTHING",
+    "Bias",
     "DrawParams",
+    "Masks",
+    "Penalties",
+    "adjust",
     "advance_matches",
     "ban",
     "draw_greedy",

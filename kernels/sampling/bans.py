@@ -7,9 +7,15 @@ wins, and no row ever consists of -inf alone.
 
 import torch
 
+from kernels.backend import uses_triton
+
 
 def ban(logits_RV: torch.Tensor, row_N: torch.Tensor, id_N: torch.Tensor) -> None:
     """Ban the pairs, which may repeat."""
+    if uses_triton(logits_RV):
+        from kernels.sampling import gpu
+
+        return gpu.ban(logits_RV, row_N, id_N)
     before_N = logits_RV[row_N, id_N]
     logits_RV[row_N, id_N] = -torch.inf
     emptied_R = logits_RV.amax(dim=-1) == -torch.inf
@@ -18,6 +24,10 @@ def ban(logits_RV: torch.Tensor, row_N: torch.Tensor, id_N: torch.Tensor) -> Non
 
 def keep_only(logits_RV: torch.Tensor, row_N: torch.Tensor, id_N: torch.Tensor) -> None:
     """In each row that occurs in the pairs, ban every id that does not."""
+    if uses_triton(logits_RV):
+        from kernels.sampling import gpu
+
+        return gpu.keep_only(logits_RV, row_N, id_N)
     row_Q, place_N = row_N.unique(return_inverse=True)
     before_QV = logits_RV[row_Q]
     banned_QV = torch.ones_like(before_QV, dtype=torch.bool)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.backend import uses_triton
 from kernels.sampling.order import top
 from kernels.sampling.xtc import exclude_top
 
@@ -55,11 +56,19 @@ class DrawParams:
 
 
 def draw_greedy(logits_RV: torch.Tensor) -> torch.Tensor:
+    if uses_triton(logits_RV):
+        from kernels.sampling import gpu
+
+        return gpu.draw_greedy(logits_RV)
     return logits_RV.argmax(dim=-1)
 
 
 def draw_top(logits_RV: torch.Tensor, params: DrawParams, num_candidates: int) -> torch.Tensor:
     """No row's `top_k` is above `num_candidates`, or that is V."""
+    if uses_triton(logits_RV):
+        from kernels.sampling import gpu
+
+        return gpu.draw_top(logits_RV, params, num_candidates)
     logits_RK, id_RK = top(logits_RV, num_candidates)
     weight_RK = _weights(logits_RK, params).double()
     index_K = torch.arange(weight_RK.shape[-1], device=weight_RK.device)
@@ -73,6 +82,10 @@ def draw_nucleus(
     logits_RV: torch.Tensor, params: DrawParams, num_candidates: int = MAX_CANDIDATES
 ) -> torch.Tensor:
     """No row has a `top_k`: it is not read."""
+    if uses_triton(logits_RV):
+        from kernels.sampling import gpu
+
+        return gpu.draw_nucleus(logits_RV, params)
     weight_RV = _weights(logits_RV, params)
     mass_R = weight_RV.cumsum(dim=-1, dtype=torch.float64)[:, -1]
     _, id_RK = top(logits_RV, num_candidates)
@@ -91,6 +104,10 @@ def draw_nucleus(
 
 def draw_whole(logits_RV: torch.Tensor, params: DrawParams) -> torch.Tensor:
     """No row has a `top_k` or a `top_p`: they are not read."""
+    if uses_triton(logits_RV):
+        from kernels.sampling import gpu
+
+        return gpu.draw_whole(logits_RV, params)
     return _draw_weighted(_weights(logits_RV, params), params)
 
 

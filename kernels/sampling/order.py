@@ -7,9 +7,15 @@ ties by id.
 
 import torch
 
+from kernels.backend import uses_triton
+
 
 def top(value_RV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first min(k, V) values and ids of every row, in order."""
+    if uses_triton(value_RV):
+        from kernels.sampling import gpu
+
+        return gpu.top(value_RV, k)
     if k >= value_RV.shape[-1]:
         value_RK, id_RK = value_RV.sort(dim=-1, descending=True, stable=True)
         return value_RK, id_RK

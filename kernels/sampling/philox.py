@@ -8,6 +8,8 @@ the unsigned product, and the mask after the shift drops what the sign smeared.
 
 import torch
 
+from kernels.backend import uses_triton
+
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
@@ -31,6 +33,10 @@ def uniform(key_R2: torch.Tensor, position_R: torch.Tensor, *, stream: int = 0) 
 
     Streams are independent of each other: one for each use of a number per position.
     """
+    if uses_triton(key_R2):
+        from kernels.sampling import gpu
+
+        return gpu.uniform(key_R2, position_R, stream=stream)
     counter_R4 = torch.zeros(len(position_R), 4, dtype=torch.int64, device=position_R.device)
     counter_R4[:, 0] = position_R
     counter_R4[:, 1] = stream

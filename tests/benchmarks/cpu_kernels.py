@@ -60,32 +60,35 @@ def delta_weights(dtype: torch.dtype) -> DeltaNetWeights:
 class Kernels:
     """One side of the comparison: where each function comes from."""
 
-    linear: Callable[..., torch.Tensor]
+    linear_fp32: Callable[..., torch.Tensor]
+    norm_linear: Callable[..., torch.Tensor]
+    linear_add: Callable[..., torch.Tensor]
     rms_norm: Callable[..., torch.Tensor]
-    add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     qk_norm_rope_write: Callable[..., torch.Tensor]
     attention_decode: Callable[..., torch.Tensor]
     gated_delta_decode: Callable[..., torch.Tensor]
-    fused_moe: Callable[..., torch.Tensor]
+    fused_moe_add: Callable[..., torch.Tensor]
 
 
 FAST = Kernels(
-    kernels.linear.linear,
+    kernels.linear.linear_fp32,
+    kernels.linear.norm_linear,
+    kernels.linear.linear_add,
     kernels.norm_rope.rms_norm,
-    kernels.norm_rope.add_rms_norm,
     kernels.norm_rope.qk_norm_rope_write,
     kernels.paged_attention.attention_decode,
     kernels.gated_delta.gated_delta_decode,
-    kernels.fused_moe.fused_moe,
+    kernels.fused_moe.fused_moe_add,
 )
 REFERENCE = Kernels(
-    kernels.linear.reference.linear,
+    kernels.linear.reference.linear_fp32,
+    kernels.linear.reference.norm_linear,
+    kernels.linear.reference.linear_add,
     kernels.norm_rope.reference.rms_norm,
-    kernels.norm_rope.reference.add_rms_norm,
     kernels.norm_rope.reference.qk_norm_rope_write,
     kernels.paged_attention.reference.attention_decode,
     kernels.gated_delta.reference.gated_delta_decode,
-    kernels.fused_moe.reference.fused_moe,
+    kernels.fused_moe.reference.fused_moe_add,
 )
 
 
@@ -124,9 +127,10 @@ class Step:
         self.moe = [moe_weights(dtype) for _ in range(LINEAR_LAYERS + FULL_LAYERS)]
         self.head = matrix(dtype, VOCAB, D)
 
-    def delta_mixer(self, k: Kernels, x: torch.Tensor, layer: int) -> torch.Tensor:
+    def delta_mixer(self, k: Kernels, residual: torch.Tensor, layer: int) -> torch.Tensor:
         in_proj, weights, conv, state, out_proj = self.delta[layer]
-        mixed, z, b, a = k.linear(x, in_proj).split((C, N * V, N, N), dim=-1)
+        projected = k.norm_linear(residual, self.norm, EPS, in_proj)
+        mixed, z, b, a = projected.split((C, N * V, N, N), dim=-1)
         o = k.gated_delta_decode(
             mixed,
             z.unflatten(-1, (N, V)),
@@ -137,11 +141,12 @@ class Step:
             state_PNKV=state,
             slot_B=self.slot,
         )
-        return k.linear(o, out_proj)
+        return k.linear_add(o, out_proj, residual)
 
-    def attention_mixer(self, k: Kernels, x: torch.Tensor, layer: int) -> torch.Tensor:
+    def attention_mixer(self, k: Kernels, residual: torch.Tensor, layer: int) -> torch.Tensor:
         in_proj, kv, out_proj = self.attention[layer]
-        qg, key, value = k.linear(x, in_proj).split((2 * H * E, G * E, G * E), dim=-1)
+        projected = k.norm_linear(residual, self.norm, EPS, in_proj)
+        qg, key, value = projected.split((2 * H * E, G * E, G * E), dim=-1)
         qg = qg.unflatten(-1, (H, 2 * E))
         q = k.qk_norm_rope_write(
             qg,
@@ -158,36 +163,36 @@ class Step:
         o = k.attention_decode(
             q, qg, kv_P2GOE=kv, page_BM=self.page, length_B=self.length, scale=E**-0.5
         )
-        return k.linear(o, out_proj)
+        return k.linear_add(o, out_proj, residual)
 
     def run(self, k: Kernels) -> torch.Tensor:
         residual = self.x
-        y = k.rms_norm(residual, self.norm, EPS)
         for i, moe in enumerate(self.moe):
             if i % 4 == 3:
-                y = self.attention_mixer(k, y, i // 4)
+                residual = self.attention_mixer(k, residual, i // 4)
             else:
-                y = self.delta_mixer(k, y, i - i // 4)
-            y, residual = k.add_rms_norm(y, residual, self.norm, EPS)
-            y = k.fused_moe(y, moe)
-            y, residual = k.add_rms_norm(y, residual, self.norm, EPS)
-        return k.linear(y, self.head)
+                residual = self.delta_mixer(k, residual, i - i // 4)
+            residual = k.fused_moe_add(residual, self.norm, EPS, moe)
+        return k.linear_fp32(k.rms_norm(residual, self.norm, EPS), self.head)
 
     def parts(self, k: Kernels) -> dict[str, Callable[[], object]]:
         """Each operation on its own, with its operands prepared outside the timed call."""
-        in_proj, weights, conv, state, _ = self.delta[0]
-        mixed, z, b, a = FAST.linear(self.x, in_proj).split((C, N * V, N, N), dim=-1)
+        in_proj, weights, conv, state, out_proj = self.delta[0]
+        projected = FAST.norm_linear(self.x, self.norm, EPS, in_proj)
+        mixed, z, b, a = projected.split((C, N * V, N, N), dim=-1)
         z = z.unflatten(-1, (N, V))
         qkv_proj, kv, _ = self.attention[0]
-        qg, key, value = FAST.linear(self.x, qkv_proj).split((2 * H * E, G * E, G * E), dim=-1)
+        projected = FAST.norm_linear(self.x, self.norm, EPS, qkv_proj)
+        qg, key, value = projected.split((2 * H * E, G * E, G * E), dim=-1)
         qg = qg.unflatten(-1, (H, 2 * E))
         key, value = key.unflatten(-1, (G, E)), value.unflatten(-1, (G, E))
         q = torch.randn(self.B, H, E).to(self.x.dtype)
+        o = torch.randn(self.B, N * V).to(self.x.dtype)
         return {
             "rms_norm": lambda: k.rms_norm(self.x, self.norm, EPS),
-            "add_rms_norm": lambda: k.add_rms_norm(self.x, self.x, self.norm, EPS),
-            "linear (in_proj)": lambda: k.linear(self.x, in_proj),
-            "linear (lm_head)": lambda: k.linear(self.x, self.head),
+            "norm_linear (in_proj)": lambda: k.norm_linear(self.x, self.norm, EPS, in_proj),
+            "linear_add (out_proj)": lambda: k.linear_add(o, out_proj, self.x),
+            "linear_fp32 (lm_head)": lambda: k.linear_fp32(self.x, self.head),
             "gated_delta_decode": lambda: k.gated_delta_decode(
                 mixed, z, b, a, weights, conv_PCX=conv, state_PNKV=state, slot_B=self.slot
             ),
@@ -206,7 +211,7 @@ class Step:
             "attention_decode": lambda: k.attention_decode(
                 q, qg, kv_P2GOE=kv, page_BM=self.page, length_B=self.length, scale=E**-0.5
             ),
-            "fused_moe": lambda: k.fused_moe(self.x, self.moe[0]),
+            "fused_moe_add": lambda: k.fused_moe_add(self.x, self.norm, EPS, self.moe[0]),
             "whole step": lambda: self.run(k),
         }
 

@@ -44,7 +44,7 @@ def prompts() -> list[list[int]]:
 async def our_decode(engine: EngineProcess, name: str) -> float:
     """Tokens per second of one stream after its first token."""
     times: list[float] = []
-    async for _ in engine.submit(_request(name, prompts()[0])):
+    async for _ in engine.link.submit(_request(name, prompts()[0])):
         times.append(time.perf_counter())
     return (NUM_OUTPUT - 1) / (times[-1] - times[0])
 
@@ -53,7 +53,7 @@ async def our_aggregate(engine: EngineProcess, name: str) -> float:
     """Output tokens per second of all requests together."""
 
     async def drain(index: int, prompt: list[int]) -> int:
-        deltas = [delta async for delta in engine.submit(_request(f"{name}-{index}", prompt))]
+        deltas = [delta async for delta in engine.link.submit(_request(f"{name}-{index}", prompt))]
         return sum(len(delta.token_ids) for delta in deltas)
 
     began = time.perf_counter()

@@ -7,9 +7,11 @@ import torch
 
 import kernels.fused_moe
 from kernels.fused_moe import MoeWeights, reference
+from kernels.norm_rope.reference import rms_norm
 from tests.kernels.closeness import assert_close
 
 ROWS = (0, 1, 2, 7, 63, 64, 65, 100)
+EPS = 1e-6
 SIZES = {  # D, expert width, shared width, J, top k
     "demo": (512, 128, 128, 32, 8),
     "odd": (40, 24, 20, 5, 2),
@@ -44,8 +46,23 @@ def make_weights(
     )
 
 
-def oracle(x_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
-    """Token by token in fp64."""
+def make_norm(weights: MoeWeights) -> torch.Tensor:
+    D = weights.router_JD.shape[1]
+    return torch.linspace(-0.5, 0.5, D).to(weights.router_JD.dtype)
+
+
+def run(op: ModuleType, residual_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
+    return op.fused_moe_add(residual_TD, make_norm(weights), EPS, weights)
+
+
+def normed(residual_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
+    """As the experts see it: by the one norm that all forms share."""
+    return rms_norm(residual_TD, make_norm(weights), EPS)
+
+
+def oracle(residual_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
+    """Token by token in fp64: what is added to the residual."""
+    x_TD = normed(residual_TD, weights)
     y_TD = torch.zeros(x_TD.shape, dtype=torch.float64)
 
     def mlp(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
@@ -64,21 +81,28 @@ def oracle(x_TD: torch.Tensor, weights: MoeWeights) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("T", ROWS)
-def test_fused_moe(op: ModuleType, T: int, weights: MoeWeights, dtype: torch.dtype) -> None:
+def test_fused_moe_add(op: ModuleType, T: int, weights: MoeWeights, dtype: torch.dtype) -> None:
     D = weights.router_JD.shape[1]
-    x_TD = torch.randn(T, D + 3).to(dtype)[:, :D]
-    y_TD = op.fused_moe(x_TD, weights)
+    residual_TD = 3 * torch.randn(T, D + 3).to(dtype)[:, :D]
+    before = residual_TD.clone()
+    y_TD = run(op, residual_TD, weights)
     assert y_TD.dtype == dtype
-    assert_close(y_TD, oracle(x_TD, weights), dtype)
+    assert torch.equal(residual_TD, before)
+    added_TD = oracle(residual_TD, weights)
+    assert_close(y_TD, residual_TD.double() + added_TD, dtype)
+    only_added_TD = op.fused_moe_add(
+        residual_TD, make_norm(weights), EPS, weights, adds_residual=False
+    )
+    assert_close(only_added_TD, added_TD, dtype)
 
 
 def test_a_row_has_the_same_bits_alone_and_in_a_crowd(
     op: ModuleType, weights: MoeWeights, dtype: torch.dtype
 ) -> None:
     x_TD = torch.randn(100, weights.router_JD.shape[1]).to(dtype)
-    y_TD = op.fused_moe(x_TD, weights)
+    y_TD = run(op, x_TD, weights)
     for rows in (1, 2, 7, 8, 9, 63, 64, 65):
-        assert torch.equal(op.fused_moe(x_TD[100 - rows :], weights), y_TD[100 - rows :])
+        assert torch.equal(run(op, x_TD[100 - rows :], weights), y_TD[100 - rows :])
 
 
 def test_threads_change_no_bit(dtype: torch.dtype) -> None:
@@ -87,9 +111,9 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = kernels.fused_moe.fused_moe(x_TD, weights)
+        alone = run(kernels.fused_moe, x_TD, weights)
         torch.set_num_threads(3)
-        shared = kernels.fused_moe.fused_moe(x_TD, weights)
+        shared = run(kernels.fused_moe, x_TD, weights)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(alone, shared)
@@ -98,29 +122,30 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
 def test_only_chosen_experts_are_read(op: ModuleType, dtype: torch.dtype) -> None:
     weights = make_weights(*SIZES["demo"], dtype)
     x_TD = torch.randn(2, 512).to(dtype)
-    clean = op.fused_moe(x_TD, weights)
-    chosen = (x_TD.float() @ weights.router_JD.float().T).topk(8).indices.unique()
+    clean = run(op, x_TD, weights)
+    chosen = (normed(x_TD, weights).float() @ weights.router_JD.float().T).topk(8).indices.unique()
     unused = sorted(set(range(32)) - set(chosen.tolist()))
     weights.gate_up_JFD[unused] = float("nan")
     weights.down_JDF[unused] = float("nan")
-    assert torch.equal(op.fused_moe(x_TD, weights), clean)
+    assert torch.equal(run(op, x_TD, weights), clean)
 
 
 def test_a_nan_row_stays_alone(op: ModuleType, dtype: torch.dtype) -> None:
     weights = make_weights(*SIZES["demo"], dtype)
     x_TD = torch.randn(3, 512).to(dtype)
-    clean = op.fused_moe(x_TD, weights)
+    clean = run(op, x_TD, weights)
     x_TD[1] = float("nan")
-    y_TD = op.fused_moe(x_TD, weights)
+    y_TD = run(op, x_TD, weights)
     assert y_TD[1].isnan().all()
     assert torch.equal(y_TD[[0, 2]], clean[[0, 2]])
 
 
-def test_equal_logits_choose_distinct_experts(dtype: torch.dtype) -> None:
+def test_of_equal_logits_the_lower_experts_win(op: ModuleType, dtype: torch.dtype) -> None:
     weights = make_weights(*SIZES["demo"], dtype)
     weights.router_JD.zero_()
+    weights.gate_up_JFD[8:] = float("nan")  # read, they would show
     x_TD = torch.randn(2, 512).to(dtype)
-    assert_close(kernels.fused_moe.fused_moe(x_TD, weights), oracle(x_TD, weights), dtype)
+    assert_close(run(op, x_TD, weights), x_TD.double() + oracle(x_TD, weights), dtype)
 
 
 def test_transformers_agrees(op: ModuleType) -> None:
@@ -145,8 +170,8 @@ def test_transformers_agrees(op: ModuleType) -> None:
         block.shared_expert.down_proj.weight.copy_(weights.shared_down_DF)
         block.shared_expert_gate.weight.copy_(weights.shared_gate_1D)
         x_TD = torch.randn(11, 64)
-        expected = block(x_TD[None])[0]
-    assert_close(op.fused_moe(x_TD, weights), expected, torch.float32)
+        expected = x_TD + block(normed(x_TD, weights)[None])[0]
+    assert_close(run(op, x_TD, weights), expected, torch.float32)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

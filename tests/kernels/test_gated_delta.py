@@ -86,9 +86,13 @@ class Layer:
         )
 
     def prefill(
-        self, op: ModuleType, inputs: tuple[torch.Tensor, ...], slices: list[tuple[int, int, int]]
+        self,
+        op: ModuleType,
+        inputs: tuple[torch.Tensor, ...],
+        slices: list[tuple[int, int, int]],
+        emits: dict[int, int] | None = None,
     ) -> torch.Tensor:
-        """Run (slot, start, end) slices; `inputs` hold their rows, packed."""
+        """Run (slot, start, end) slices; `inputs` hold their rows, packed. Emits: slot by row."""
         offset = [0]
         for _, start, end in slices:
             offset.append(offset[-1] + end - start)
@@ -100,6 +104,8 @@ class Layer:
             slot_S=torch.tensor([slot for slot, _, _ in slices], dtype=torch.int64),
             start_S=torch.tensor([start for _, start, _ in slices], dtype=torch.int32),
             offset_S1=torch.tensor(offset, dtype=torch.int32),
+            emit_row_Z=None if emits is None else torch.tensor(list(emits), dtype=torch.int32),
+            emit_slot_Z=None if emits is None else torch.tensor(list(emits.values())),
         )
 
 
@@ -217,6 +223,42 @@ def test_prefill_cut_on_the_grid_or_in_a_crowd_gives_the_same_bits(
         assert torch.equal(torch.cat(parts), alone)
         assert torch.equal(layer.state[4], layer.state[2])
         assert torch.equal(layer.conv[4], layer.conv[2])
+
+
+def test_snapshots_equal_a_prefill_cut_there(op: ModuleType, dtype: torch.dtype) -> None:
+    """On the grid, at an end off it, and of a slice so short that old columns remain."""
+    layer = Layer("odd", dtype)
+    conv, state = layer.conv.clone(), layer.state.clone()
+    inputs = layer.inputs(150 + 2)
+    slices = [(1, 10, 160), (2, 62, 64)]
+    o = layer.prefill(op, inputs, slices, {53: 3, 117: 4, 149: 5, 151: 6})
+    emitted_conv, emitted_state = layer.conv.clone(), layer.state.clone()
+    assert torch.equal(emitted_state[0], state[0])
+    for rows, slot, end in ((54, 3, 64), (118, 4, 128), (150, 5, 160)):
+        layer.conv, layer.state = conv.clone(), state.clone()
+        part = layer.prefill(op, cut(inputs, 0, rows), [(1, 10, end)])
+        assert torch.equal(part, o[:rows])
+        assert torch.equal(emitted_conv[slot], layer.conv[1])
+        assert torch.equal(emitted_state[slot], layer.state[1])
+    layer.conv, layer.state = conv.clone(), state.clone()
+    layer.prefill(op, cut(inputs, 150, 152), [(2, 62, 64)])
+    assert torch.equal(emitted_conv[6], layer.conv[2])
+    assert torch.equal(emitted_state[6], layer.state[2])
+
+
+@pytest.mark.parametrize(
+    "emits",
+    [{52: 3}, {54: 3}, {99: 3}, {-11: 3}, {53: 3, 99: 3}, {53: 1}],
+    ids=["early", "late", "no row", "before", "one slot twice", "a slice's slot"],
+)
+def test_illegal_snapshots_are_refused(op: ModuleType, emits: dict[int, int]) -> None:
+    layer = Layer("odd", torch.float32)
+    conv, state = layer.conv.clone(), layer.state.clone()
+    inputs = layer.inputs(90)
+    with pytest.raises(ValueError, match=r"rows|slots"):
+        layer.prefill(op, inputs, [(1, 10, 100)], emits)
+    assert torch.equal(layer.conv, conv)
+    assert torch.equal(layer.state, state)
 
 
 def test_decode_bits_do_not_depend_on_the_batch(op: ModuleType, dtype: torch.dtype) -> None:

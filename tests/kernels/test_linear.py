@@ -1,4 +1,4 @@
-"""Linear and SwiGLU against fp64, and bit for bit against themselves in other company."""
+"""Linear layers and the dense MLP against fp64, and bit for bit in other company."""
 
 import concurrent.futures
 from types import ModuleType
@@ -11,6 +11,7 @@ from kernels.linear import reference
 from tests.kernels.closeness import assert_close
 
 ROWS = (0, 1, 2, 7, 8, 9, 63, 64, 65, 100)
+EPS = 1e-6
 SHAPES = ((512, 256), (40, 36), (33, 17), (64, 1))  # whole vectors, part vectors, one column
 
 
@@ -29,15 +30,62 @@ def test_linear(op: ModuleType, T: int, D: int, F: int, dtype: torch.dtype) -> N
     assert_close(y_TF, x_TD.double() @ weight_FD.double().T, dtype)
 
 
+def normed(x_TD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+    """In fp64, rounded as the operand of a product is."""
+    x = x_TD.double()
+    y = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * (1 + norm_D.double())
+    return y.to(x_TD.dtype).double()
+
+
 @pytest.mark.parametrize(("D", "F"), SHAPES)
 @pytest.mark.parametrize("T", ROWS)
-def test_swiglu_mlp(op: ModuleType, T: int, D: int, F: int, dtype: torch.dtype) -> None:
-    x_TD = torch.randn(T, D).to(dtype)
+def test_norm_linear(op: ModuleType, T: int, D: int, F: int, dtype: torch.dtype) -> None:
+    x_TD = 3 * torch.randn(T, D + 5).to(dtype)[:, 3 : D + 3]
+    norm_D = torch.randn(D).to(dtype)
+    weight_FD = torch.randn(F, D).to(dtype)
+    y_TF = op.norm_linear(x_TD, norm_D, EPS, weight_FD)
+    assert y_TF.dtype == dtype
+    assert_close(y_TF, normed(x_TD, norm_D) @ weight_FD.double().T, dtype)
+
+
+@pytest.mark.parametrize(("D", "F"), SHAPES)
+@pytest.mark.parametrize("T", ROWS)
+def test_linear_add(op: ModuleType, T: int, D: int, F: int, dtype: torch.dtype) -> None:
+    x_TF = torch.randn(T, F).to(dtype)
+    weight_DF = torch.randn(D, F).to(dtype)
+    residual_TD = torch.randn(T, D + 2).to(dtype)[:, 1 : D + 1]
+    before = residual_TD.clone()
+    y_TD = op.linear_add(x_TF, weight_DF, residual_TD)
+    assert y_TD.dtype == dtype
+    assert torch.equal(residual_TD, before)
+    assert_close(y_TD, residual_TD.double() + x_TF.double() @ weight_DF.double().T, dtype)
+
+
+@pytest.mark.parametrize("T", ROWS)
+def test_linear_fp32_does_not_round(op: ModuleType, T: int, dtype: torch.dtype) -> None:
+    x_TD = torch.randn(T, 128).to(dtype)
+    weight_FD = torch.randn(300, 128).to(dtype)
+    y_TF = op.linear_fp32(x_TD, weight_FD)
+    assert y_TF.dtype == torch.float32
+    assert_close(y_TF, x_TD.double() @ weight_FD.double().T, torch.float32)
+
+
+@pytest.mark.parametrize("adds_residual", [True, False])
+@pytest.mark.parametrize(("D", "F"), SHAPES)
+@pytest.mark.parametrize("T", ROWS)
+def test_norm_swiglu_add(
+    op: ModuleType, T: int, D: int, F: int, adds_residual: bool, dtype: torch.dtype
+) -> None:
+    x_TD = 3 * torch.randn(T, D + 5).to(dtype)[:, 3 : D + 3]
+    norm_D = torch.randn(D).to(dtype)
     gate_up_FD = (torch.randn(2 * F, D) * D**-0.5).to(dtype)
     down_DF = (torch.randn(D, F) * F**-0.5).to(dtype)
-    gate_TF, up_TF = (x_TD.double() @ gate_up_FD.double().T).chunk(2, dim=-1)
+    gate_TF, up_TF = (normed(x_TD, norm_D) @ gate_up_FD.double().T).chunk(2, dim=-1)
     oracle = (torch.nn.functional.silu(gate_TF) * up_TF) @ down_DF.double().T
-    assert_close(op.swiglu_mlp(x_TD, gate_up_FD, down_DF), oracle, dtype)
+    if adds_residual:
+        oracle += x_TD.double()
+    y_TD = op.norm_swiglu_add(x_TD, norm_D, EPS, gate_up_FD, down_DF, adds_residual=adds_residual)
+    assert_close(y_TD, oracle, dtype)
 
 
 @pytest.mark.parametrize(("D", "F"), SHAPES)
@@ -45,15 +93,27 @@ def test_a_row_has_the_same_bits_alone_and_in_a_crowd(
     op: ModuleType, D: int, F: int, dtype: torch.dtype
 ) -> None:
     x_TD = torch.randn(100, D).to(dtype)
+    hidden_TF = torch.randn(100, F).to(dtype)
+    norm_D = torch.randn(D).to(dtype)
     weight_FD = torch.randn(F, D).to(dtype)
     gate_up_FD = torch.randn(2 * F, D).to(dtype)
     down_DF = torch.randn(D, F).to(dtype)
-    y_TF = op.linear(x_TD, weight_FD)
-    mlp_TD = op.swiglu_mlp(x_TD, gate_up_FD, down_DF)
+
+    def results(rows: slice) -> list[torch.Tensor]:
+        x = x_TD[rows]
+        return [
+            op.linear(x, weight_FD),
+            op.linear_fp32(x, weight_FD),
+            op.norm_linear(x, norm_D, EPS, weight_FD),
+            op.linear_add(hidden_TF[rows], down_DF, x),
+            op.norm_swiglu_add(x, norm_D, EPS, gate_up_FD, down_DF),
+        ]
+
+    crowd = results(slice(None))
     for rows in ROWS:
-        first = 100 - rows  # other places in the batch, too
-        assert torch.equal(op.linear(x_TD[first:], weight_FD), y_TF[first:])
-        assert torch.equal(op.swiglu_mlp(x_TD[first:], gate_up_FD, down_DF), mlp_TD[first:])
+        few = slice(100 - rows, None)  # other places in the batch, too
+        for alone, together in zip(results(few), crowd, strict=True):
+            assert torch.equal(alone, together[few])
 
 
 def test_threads_change_no_bit(dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from engine.config import MemoryPlan, ModelConfig
 from engine.model.inputs import Caches, StepInputs
-from engine.plan import PAGE_TOKENS
+from engine.plan import PAGE_TOKENS, SCRATCH
 from engine.runner.tensors import allocate_caches
 
 PRIME = 65_521  # sums of products of such numbers are exact in fp32 after each modulus, via int64
@@ -80,9 +80,8 @@ class HashModel:
         (kv_P2GOE,), (state_PNKV,) = caches.kv_LP2GOE, caches.state_LPNKV
         flat_kv = kv_P2GOE[:, :, 0, :, 0]  # [P, 2, O]
         token_T, position_T = inputs.token_id_T.tolist(), inputs.position_T.tolist()
-        for token, position, location in zip(
-            token_T, position_T, inputs.location_T.tolist(), strict=True
-        ):
+        locations = inputs.location_T.tolist()
+        for token, position, location in zip(token_T, position_T, locations, strict=True):
             page, offset = divmod(location, PAGE_TOKENS)
             flat_kv[page, 0, offset] = weigh(token, position)
             flat_kv[page, 1, offset] = token
@@ -106,6 +105,9 @@ class HashModel:
         )
         hidden_TD = torch.full((len(token_T), 2), torch.nan)
         for slot, start, begin, end, pages in (*decodes, *prefills):
+            if start < 0:  # padding: no token at all
+                assert (slot, token_T[begin], locations[begin]) == (SCRATCH, 0, 0)
+                continue
             state = int(state_PNKV[slot]) if start else 0
             for row in range(begin, end):
                 assert position_T[row] == start + row - begin

@@ -12,7 +12,7 @@ GREEDY = SamplingParams(max_tokens=9, seed=0, temperature=0)
 
 def make(num_slots: int) -> tuple[Rows, BatchBuilder]:
     rows = Rows(num_slots=num_slots, num_real_tokens=1000)
-    return rows, BatchBuilder(rows, num_slots=num_slots)
+    return rows, BatchBuilder(rows, num_slots=num_slots, max_step_tokens=9000, max_pages=9000)
 
 
 def part(
@@ -39,7 +39,7 @@ def part(
 
 def expect(builder: BatchBuilder, rows: Rows, plan: StepPlan) -> None:
     """Build the plan, and compare with the same thing written out token by token."""
-    inputs = builder.build(plan)
+    inputs = builder.inputs(builder.send(plan))
     ids, positions, locations = [], [], []
     for piece in plan.slices:
         known = piece.token_ids or (int(rows.last_token_P[piece.slot]),)
@@ -114,7 +114,7 @@ def test_random_traffic_against_a_naive_builder() -> None:
 
 def test_a_new_owner_of_a_slot_sees_none_of_the_old_pages() -> None:
     rows, builder = make(3)
-    builder.build(StepPlan((part(1, 0, (5,) * 130, (7, 8, 9)),)))
+    builder.send(StepPlan((part(1, 0, (5,) * 130, (7, 8, 9)),)))
     builder.forget(1)
     expect(
         builder,

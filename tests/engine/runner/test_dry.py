@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.request import SamplingParams
+from engine.runner.device import CpuDevice
 from engine.runner.dry import Dry
 
 REAL = 6
@@ -88,7 +89,7 @@ def test_a_growing_sequence_against_the_naive_way(
     )
 
     def start(ids: list[int]) -> Dry:
-        return Dry(sampling, tuple(ids), num_real_tokens=REAL, device=torch.device("cpu"))
+        return Dry(sampling, tuple(ids), num_real_tokens=REAL, device=CpuDevice())
 
     ids = list(prompt)
     dry = start(ids)
@@ -107,11 +108,11 @@ def test_it_goes_on_past_the_room_it_began_with(last_n: int) -> None:
         max_tokens=999, seed=0, dry_multiplier=1.0, dry_base=1.01, dry_last_n=last_n
     )
     ids = [0, 1, 2]
-    dry = Dry(sampling, tuple(ids), num_real_tokens=REAL, device=torch.device("cpu"))
+    dry = Dry(sampling, tuple(ids), num_real_tokens=REAL, device=CpuDevice())
     for step in range(900):
         ids.append((step * step) % 3)
         dry.append(torch.tensor([ids[-1]]))
-    again = Dry(sampling, tuple(ids), num_real_tokens=REAL, device=torch.device("cpu"))
+    again = Dry(sampling, tuple(ids), num_real_tokens=REAL, device=CpuDevice())
     one_V, other_V = torch.zeros(REAL), torch.zeros(REAL)
     dry.penalise(one_V)
     again.penalise(other_V)

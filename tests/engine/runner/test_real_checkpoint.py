@@ -27,7 +27,14 @@ def real_runner(folder: Path) -> Runner:
         max_step_tokens=512,
     )
     caches = allocate_caches(config, plan, dtype=torch.float32)
-    return Runner(model, caches, num_slots=5, num_real_tokens=NUM_REAL_TOKENS)
+    return Runner(
+        model,
+        caches,
+        num_slots=5,
+        num_real_tokens=NUM_REAL_TOKENS,
+        max_step_tokens=plan.max_step_tokens,
+        max_model_len=plan.max_model_len,
+    )
 
 
 def test_a_real_checkpoint_continues_as_transformers_does(

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from engine.model.inputs import Caches
 from engine.plan import PAGE_TOKENS, Admit, StepPlan, StepResult
 from engine.request import SamplingParams
 from engine.runner.rows import Rows
 from engine.runner.runner import LOGITS_ROWS, Runner
-from engine.runner.sampler import sample
 from tests.engine.runner.driver import Life, book, plan_step, run_all
 from tests.engine.runner.fake_model import HashModel, tiny_caches
+from tests.engine.runner.now import sample
 
 VOCAB, REAL = 120, 100
 
@@ -32,7 +33,18 @@ def solo(model: HashModel, prompt: Sequence[int], sampling: SamplingParams) -> l
 def make_runner(num_pages: int = 64, num_slots: int = 8) -> tuple[Runner, HashModel]:
     model = HashModel(VOCAB)
     caches = tiny_caches(VOCAB, num_pages=num_pages, num_slots=num_slots)
-    return Runner(model, caches, num_slots=num_slots + 1, num_real_tokens=REAL), model
+    return runner_of(model, caches, num_slots), model
+
+
+def runner_of(model: HashModel, caches: Caches, num_slots: int) -> Runner:
+    return Runner(
+        model,
+        caches,
+        num_slots=num_slots + 1,
+        num_real_tokens=REAL,
+        max_step_tokens=2048,
+        max_model_len=1024,
+    )
 
 
 def samplings(rng: random.Random) -> SamplingParams:
@@ -146,16 +158,15 @@ def test_steps_run_in_order_on_one_thread_while_the_host_goes_on() -> None:
             return super().forward(inputs, caches)
 
     model = SlowModel(VOCAB)
-    runner = Runner(
-        model, tiny_caches(VOCAB, num_pages=4, num_slots=2), num_slots=3, num_real_tokens=REAL
-    )
+    runner = runner_of(model, tiny_caches(VOCAB, num_pages=4, num_slots=2), 2)
     sampling = SamplingParams(max_tokens=4, seed=3)
     life = Life("a", 1, (1,), [5, 6, 7], sampling)
     plans = [plan_step([life]) for _ in range(4)]
     assert [piece.token_ids for plan in plans[1:] for piece in plan.slices] == [(), (), ()]
     handles = [runner.launch(plan) for plan in plans]
     assert started.wait(timeout=60)
-    assert not any(handle.done() for handle in handles)
+    with pytest.raises(TimeoutError):
+        handles[0].result(timeout=0)
     release.set()
     text = [handle.result().token_ids[0] for handle in handles]
     assert text == solo(model, [5, 6, 7], sampling)
@@ -174,9 +185,7 @@ def test_a_failed_step_raises_from_its_handle_and_the_next_admission_is_clean() 
             return super().forward(inputs, caches)
 
     model = Stumbling(VOCAB)
-    runner = Runner(
-        model, tiny_caches(VOCAB, num_pages=4, num_slots=2), num_slots=3, num_real_tokens=REAL
-    )
+    runner = runner_of(model, tiny_caches(VOCAB, num_pages=4, num_slots=2), 2)
     sampling = SamplingParams(max_tokens=4, seed=3, presence_penalty=1.0)
     life = Life("a", 1, (1,), [5, 6, 7], sampling)
     plan = plan_step([life])

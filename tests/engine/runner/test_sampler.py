@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from engine.plan import Admit
 from engine.request import SamplingParams, TokenLogprobs
 from engine.runner.rows import Rows
-from engine.runner.sampler import IMPOSSIBLE, sample, score
+from engine.runner.sampler import IMPOSSIBLE
+from tests.engine.runner.now import sample, score
 
 VOCAB, REAL = 64, 50
 PROMPT = (3, 9, 3, 12)

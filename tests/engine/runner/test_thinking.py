@@ -6,7 +6,7 @@ import torch
 from engine.plan import Admit
 from engine.request import SamplingParams
 from engine.runner.rows import Rows
-from engine.runner.sampler import sample
+from tests.engine.runner.now import sample
 
 REAL = 20
 END, CALL = 7, 8

@@ -1,17 +1,13 @@
 """Triton kernels on whatever is here: a GPU, or Triton's own interpreter on CPU tensors.
 
-Which of the two is settled once per process, before triton is first imported, so it happens here,
-at import. Wrappers are called inside the fixture `device`, which sends CPU tensors to Triton too.
+Which of the two is settled in `tests.interpreter`. Wrappers are called inside the fixture `device`,
+which sends CPU tensors to Triton too.
 """
 
-import os
 from collections.abc import Generator
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from kernels.backend import interpreting
 

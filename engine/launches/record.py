@@ -1,0 +1,162 @@
+"""Runs a step on meta tensors and lists what it would start on a GPU, in order.
+
+Kernels of our own are recorded where they are launched; what torch would start is seen by its
+dispatcher, which every operation passes that is not a mere view or an allocation. Torch's own
+operations count one launch each, which move their tensors once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.config import ModelConfig
+from engine.launches.shapes import MOE, NUM_REAL_TOKENS, Step
+from engine.model.qwen3_5 import Qwen3_5
+from kernels import sampling
+from kernels.launch import Cost, Launch, recording
+from kernels.sampling.bitmask import keep_only_set_bits
+
+META = torch.device("meta")
+_STARTS_NOTHING = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "_reshape_alias"}
+_PICKS_ROWS = {"index", "index_select", "embedding", "gather"}  # of their first argument
+
+
+@dataclass(frozen=True, slots=True)
+class TorchOp:
+    """An operation of torch's, taken for one launch."""
+
+    name: str
+    cost: Cost
+
+
+Started = Launch | TorchOp
+
+
+class _TorchOps(TorchDispatchMode):
+    """Notes torch's operations, each with the number of our launches before it."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        super().__init__()
+        self._launches = launches
+        self.ops: list[tuple[int, TorchOp]] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in _STARTS_NOTHING:
+            read = args[1:] if name in _PICKS_ROWS else args
+            touched = [x for x in tree_leaves((read, kwargs, result)) if _is_meta(x)]
+            if touched:
+                moved = sum(x.numel() * x.element_size() for x in touched)
+                cost = Cost(necessary_bytes=moved, moved_bytes=moved, flops=0)
+                self.ops.append((len(self._launches), TorchOp(name, cost)))
+        return result
+
+
+def record(run: Callable[[], object]) -> list[Started]:
+    """What `run` starts, on meta tensors, when it is not the first time."""
+    with recording(), torch.inference_mode():
+        run()  # what is made once and kept is made now
+    with recording() as launches, _TorchOps(launches) as torch_ops, torch.inference_mode():
+        run()
+    started: list[Started] = []
+    before = 0
+    for position, op in torch_ops.ops:
+        started += [*launches[before:position], op]
+        before = position
+    return started + launches[before:]
+
+
+def record_step(
+    model: ModelConfig, step: Step, dtype: torch.dtype = torch.bfloat16
+) -> list[Started]:
+    """All of a step up to its logits; those of the slices' last rows and of every decode row."""
+    network = Qwen3_5(model, dtype, META)
+    inputs, caches = step.inputs(), step.caches(model, dtype)
+
+    def run() -> None:
+        hidden_TD = network.forward(inputs, caches)
+        if step.num_samples < step.num_tokens:
+            row_R = torch.empty(step.num_samples, dtype=torch.int64, device=META)
+            hidden_TD = hidden_TD[row_R]
+        network.logits(hidden_TD)
+
+    return record(run)
+
+
+def record_layer(
+    model: ModelConfig, kind: str, step: Step, dtype: torch.dtype = torch.bfloat16
+) -> list[Started]:
+    """What one more layer of `kind` adds to a step."""
+
+    def of(num_layers: int) -> list[Started]:
+        few = msgspec.structs.replace(model, layer_types=(kind,) * num_layers)
+        return record_step(few, step, dtype)
+
+    one, two = of(1), of(2)
+    num_added = len(two) - len(one)
+    same = next(i for i, pair in enumerate(zip(one, two, strict=False)) if not _alike(*pair))
+    return two[same - num_added : same]
+
+
+def record_sampling(num_rows: int = 8) -> list[Started]:
+    """Every way to a token: of each kind of row, with and without what may come before."""
+    logits_RV = torch.empty(num_rows, MOE.vocab_size, device=META)[:, :NUM_REAL_TOKENS]
+    number_RF = torch.empty(num_rows, 6, dtype=torch.float64, device=META)
+    index_R = torch.empty(num_rows, dtype=torch.int64, device=META)
+    mask_QW = torch.empty(num_rows, MOE.vocab_size // 32, dtype=torch.int32, device=META)
+    tally_KV = torch.empty(num_rows, NUM_REAL_TOKENS, dtype=torch.int32, device=META)
+
+    def run() -> None:
+        key_R2 = torch.empty(num_rows, 2, dtype=torch.int64, device=META)
+        uniform_R = sampling.uniform(key_R2, index_R)
+        for threshold_R in (None, number_RF[:, 3]):
+            params = sampling.DrawParams(
+                temperature_R=number_RF[:, 0],
+                top_k_R=index_R,
+                top_p_R=number_RF[:, 1],
+                min_p_R=number_RF[:, 2],
+                uniform_R=uniform_R,
+                xtc_threshold_R=threshold_R,
+            )
+            sampling.draw_top(logits_RV, params, 20)
+            sampling.draw_top(logits_RV, params, sampling.MAX_CANDIDATES)
+            sampling.draw_nucleus(logits_RV, params)
+            sampling.draw_whole(logits_RV, params)
+        sampling.draw_greedy(logits_RV)
+        sampling.top(logits_RV, 20)
+        sampling.ban(logits_RV, index_R, index_R)
+        sampling.keep_only(logits_RV, index_R, index_R)
+        keep_only_set_bits(logits_RV, index_R, mask_QW)
+        penalties = sampling.Penalties(tally_KV, index_R, *number_RF[:, 3:].unbind(-1))
+        masks = sampling.Masks(mask_QW, index_R)
+        bias_N = torch.empty(num_rows, device=META)
+        offset_R1 = torch.empty(num_rows + 1, dtype=torch.int64, device=META)
+        bias = sampling.Bias(offset_R1, index_R, bias_N)
+        sampling.adjust(logits_RV, penalties=penalties, masks=masks, bias=bias)
+
+    return record(run)
+
+
+def _alike(one: Started, other: Started) -> bool:
+    if isinstance(one, Launch) and isinstance(other, Launch):
+        shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in one.args]
+        others = [tuple(x.shape) if isinstance(x, torch.Tensor) else x for x in other.args]
+        same = (one.kernel, one.grid, one.constants) == (other.kernel, other.grid, other.constants)
+        return same and shapes == others
+    return one == other
+
+
+def _is_meta(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_meta

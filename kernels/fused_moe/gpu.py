@@ -1,0 +1,32 @@
+"""The mixture of experts in Triton: norm and choice of experts, then one of two forms for them.
+
+Up to 8 rows: three launches in all. More: five. The two forms add in different orders, and the
+second rounds what each expert says, so a row's bits may differ between 8 and 9 rows; so they may
+where tiles grow (see `_tile_rows` and `route`), never within a case.
+"""
+
+import torch
+
+from kernels.fused_moe.gpu_few import experts_of_few
+from kernels.fused_moe.gpu_grouped import experts_of_many
+from kernels.fused_moe.gpu_route import route
+from kernels.fused_moe.weights import MoeWeights
+
+FEW_ROWS = 8
+
+
+def fused_moe_add(
+    residual_TD: torch.Tensor,
+    norm_D: torch.Tensor,
+    eps: float,
+    weights: MoeWeights,
+    *,
+    adds_residual: bool = True,
+) -> torch.Tensor:
+    T, D = residual_TD.shape
+    for weight in (norm_D, weights.router_JD):
+        if weight.shape[-1] != D or weight.dtype != residual_TD.dtype:
+            raise ValueError(f"{residual_TD.shape=} {residual_TD.dtype=} do not fit {weight.shape}")
+    routes = route(residual_TD, norm_D.contiguous(), eps, weights)
+    run = experts_of_few if T <= FEW_ROWS else experts_of_many
+    return run(residual_TD, routes, weights, adds_residual=adds_residual)

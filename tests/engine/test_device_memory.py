@@ -1,0 +1,93 @@
+"""A GPU's budget by arithmetic, on the sizes of Qwen3.5-35B-A3B in bf16."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from engine.config import EngineConfig, MemoryPlan
+from engine.device_memory import CONTEXT_BYTES, activation_bytes, cache_budget
+from engine.memory_plan import GPU_DEFAULTS, plan_memory
+from tests.engine.test_memory_plan import GIB, MODEL, WINDOW, used_bytes
+
+WEIGHTS = 35_107_000_000 * 2
+
+
+def config_of(**wishes: Any) -> EngineConfig:
+    return EngineConfig(model_dir="x", num_real_tokens=248_077, **wishes)
+
+
+def budget_of(total_bytes: int, free_bytes: int | None = None, **wishes: Any) -> int:
+    return cache_budget(
+        MODEL,
+        config_of(**wishes),
+        defaults=GPU_DEFAULTS,
+        dtype_bytes=2,
+        weight_bytes=WEIGHTS,
+        total_bytes=total_bytes,
+        free_bytes=total_bytes - WEIGHTS if free_bytes is None else free_bytes,
+    )
+
+
+def activations_of(**wishes: Any) -> int:
+    return activation_bytes(MODEL, config_of(**wishes), defaults=GPU_DEFAULTS, dtype_bytes=2)
+
+
+def plan(total_bytes: int, **wishes: Any) -> MemoryPlan:
+    return plan_memory(
+        MODEL,
+        config_of(**wishes),
+        dtype_bytes=2,
+        available_bytes=budget_of(total_bytes, **wishes),
+        defaults=GPU_DEFAULTS,
+    )
+
+
+def test_the_whole_share_is_spoken_for() -> None:
+    total = 80 * GIB
+    spoken = budget_of(total) + activations_of() + CONTEXT_BYTES + WEIGHTS
+    assert spoken == int(0.9 * total)
+    assert budget_of(total, memory_utilization=0.95) - budget_of(total) == pytest.approx(
+        0.05 * total, abs=2
+    )
+
+
+def test_what_others_hold_is_not_promised() -> None:
+    free = 5 * GIB
+    assert budget_of(140 * GIB, free) == free - activations_of()
+    assert budget_of(140 * GIB, GIB) == 0
+
+
+def test_activations_grow_with_the_step_and_the_batch() -> None:
+    small, large = activations_of(max_step_tokens=1024), activations_of(max_step_tokens=8192)
+    assert small < activations_of() < large < 5 * GIB
+    assert activations_of(max_num_seqs=16) < activations_of()
+    # What a layer of the largest step surely holds at once: its projections, in and out.
+    per_token = 2 * (2 * 2048 + 12_352 + 4096) + 2 * 8 * (1024 + 512 + 2048)
+    assert large - small > 7168 * per_token
+
+
+def test_an_80_gib_gpu_holds_the_model_and_long_sequences() -> None:
+    memory = plan(80 * GIB)
+    assert memory.max_num_seqs >= 32
+    assert memory.max_model_len >= 32_768
+    assert memory.max_step_tokens == 2048
+    assert used_bytes(memory) <= budget_of(80 * GIB)
+
+
+def test_a_141_gb_gpu_holds_the_whole_window_and_all_sequences() -> None:
+    memory = plan(140 * GIB)
+    assert (memory.max_num_seqs, memory.max_model_len) == (128, WINDOW)
+    assert memory.num_kv_tokens > 2_000_000
+    assert memory.warnings == ()
+
+
+def test_a_gpu_that_is_too_small_says_so() -> None:
+    with pytest.raises(ValueError, match=r"0\.0 MiB for the caches is too little"):
+        plan(72 * GIB)
+
+
+def test_no_torch_is_loaded() -> None:
+    code = "import sys, engine.device_memory; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
