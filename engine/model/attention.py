@@ -50,7 +50,8 @@ class Attention:
         H, G, E = self._heads
         projected_TF = norm_linear(residual_TD, norm_D, self._eps, self.in_proj_FD)
         qg_TF, k_TF, v_TF = projected_TF.split(self._widths, dim=-1)
-        qg_TH2E = qg_TF.unflatten(-1, (H, 2 * E))
+        # Not `unflatten`: of a single row it forgets the stride, and kernels are compiled for it.
+        qg_TH2E = qg_TF.as_strided((len(qg_TF), H, 2 * E), (qg_TF.stride(0), 2 * E, 1))
         q_THE = qk_norm_rope_write(
             qg_TH2E,
             k_TF.unflatten(-1, (G, E)),

@@ -56,7 +56,9 @@ class GatedDeltaNet:
         """Mix the tokens of each sequence. Advances the slots of `conv_PCX` and `state_PNKV`."""
         projected_TF = norm_linear(residual_TD, norm_D, self.weights.eps, self.in_proj_FD)
         mixed_TC, z_TF, b_TN, a_TN = projected_TF.split(self._widths, dim=-1)
-        z_TNV = z_TF.unflatten(-1, self._heads)
+        # Not `unflatten`: of a single row it forgets the stride, and kernels are compiled for it.
+        N, V = self._heads
+        z_TNV = z_TF.as_strided((len(z_TF), N, V), (z_TF.stride(0), V, 1))
         B = inputs.num_decodes
         parts: list[torch.Tensor] = []
         if B:
