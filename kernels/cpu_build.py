@@ -156,16 +156,6 @@ def private_folder(candidates: Sequence[Path]) -> Path:
     raise CannotBuild(f"no private folder at {' or '.join(map(str, candidates))}")
 
 
-def with_dense_rows(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself if all but its first dimension lie together, so that one row stride says all."""
-    size = 1
-    for length, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
-        if stride != size and length != 1:
-            return x.contiguous()
-        size *= length
-    return x
-
-
 def _source(operation: str) -> Path:
     return _SOURCES / operation / "cpu.cpp"
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 
 from kernels import cpu_build
-from kernels.fused_moe.weights import MoeWeights
+from kernels.dense_rows import with_dense_rows
+from kernels.fused_moe.weights import MoeWeights, check_operands
 
 
 @functools.cache
@@ -24,11 +25,8 @@ def fused_moe_add(
     adds_residual: bool,
 ) -> torch.Tensor:
     T, D = residual_TD.shape
-    for weight in (norm_D, weights.router_JD):
-        if weight.shape[-1] != D or weight.dtype != residual_TD.dtype:
-            raise ValueError(f"{residual_TD.shape=} {residual_TD.dtype=} do not fit {weight.shape}")
-    if residual_TD.stride(1) != 1:
-        residual_TD = residual_TD.contiguous()
+    check_operands(residual_TD, norm_D, weights)
+    residual_TD = with_dense_rows(residual_TD)
     norm_D = norm_D.contiguous()
     y_TD = torch.empty(T, D, dtype=residual_TD.dtype)
     call(

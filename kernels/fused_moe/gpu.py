@@ -7,10 +7,11 @@ where tiles grow (see `_tile_rows` and `route`), never within a case.
 
 import torch
 
+from kernels.dense_rows import with_dense_rows
 from kernels.fused_moe.gpu_few import experts_of_few
 from kernels.fused_moe.gpu_grouped import experts_of_many
 from kernels.fused_moe.gpu_route import route
-from kernels.fused_moe.weights import MoeWeights
+from kernels.fused_moe.weights import MoeWeights, check_operands
 
 FEW_ROWS = 8
 
@@ -23,10 +24,8 @@ def fused_moe_add(
     *,
     adds_residual: bool = True,
 ) -> torch.Tensor:
-    T, D = residual_TD.shape
-    for weight in (norm_D, weights.router_JD):
-        if weight.shape[-1] != D or weight.dtype != residual_TD.dtype:
-            raise ValueError(f"{residual_TD.shape=} {residual_TD.dtype=} do not fit {weight.shape}")
+    check_operands(residual_TD, norm_D, weights)
+    residual_TD = with_dense_rows(residual_TD)
     routes = route(residual_TD, norm_D.contiguous(), eps, weights)
-    run = experts_of_few if T <= FEW_ROWS else experts_of_many
+    run = experts_of_few if len(residual_TD) <= FEW_ROWS else experts_of_many
     return run(residual_TD, routes, weights, adds_residual=adds_residual)

@@ -27,8 +27,6 @@ def experts_of_few(
     size = x_TD.element_size()
     hidden_TKF = torch.empty(T, top_k + 1, widest, dtype=x_TD.dtype, device=x_TD.device)
     y_TD = torch.empty_like(x_TD)
-    if residual_TD.stride(1) != 1:
-        residual_TD = residual_TD.contiguous()
 
     def cost(matrices: int) -> Cost:
         """Experts may differ for all rows; the shared one stays in the cache."""

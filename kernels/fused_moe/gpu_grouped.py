@@ -53,6 +53,16 @@ def experts_of_many(
             flops=2 * matrices * D * T * (top_k * F + shared_F),
         )
 
+    sizes = {
+        "D": D,
+        "F": F,
+        "SHARED_F": shared_F,
+        "WIDEST": widest,
+        "J": J,
+        "TOP_K": top_k,
+        "BLOCK_J": triton.next_power_of_2(J),
+        "BLOCK_M": rows,
+    }
     x_bytes, hidden_bytes = T * D * size, pairs * widest * size
     moved_x_bytes = x_bytes * (1 if x_bytes <= L2_BYTES else top_k + 1)
     hidden_PF = torch.empty(pairs, widest, dtype=dtype, device=device)
@@ -70,14 +80,7 @@ def experts_of_many(
         cost=lambda: cost(2, x_bytes, moved_x_bytes, widest),
         num_warps=num_warps,
         num_stages=num_stages,
-        D=D,
-        F=F,
-        SHARED_F=shared_F,
-        WIDEST=widest,
-        J=J,
-        TOP_K=top_k,
-        BLOCK_J=triton.next_power_of_2(J),
-        BLOCK_M=rows,
+        **sizes,
         BLOCK_F=columns,
         BLOCK_K=_depth(depth, D, size),
     )
@@ -97,14 +100,7 @@ def experts_of_many(
         cost=lambda: cost(1, hidden_bytes, hidden_bytes, D),
         num_warps=num_warps,
         num_stages=num_stages,
-        D=D,
-        F=F,
-        SHARED_F=shared_F,
-        WIDEST=widest,
-        J=J,
-        TOP_K=top_k,
-        BLOCK_J=triton.next_power_of_2(J),
-        BLOCK_M=rows,
+        **sizes,
         BLOCK_D=columns,
         BLOCK_K=_depth(depth, widest, size),
     )
@@ -164,8 +160,6 @@ def _combined(
     y_PD: torch.Tensor, residual_TD: torch.Tensor, slots: int, *, adds_residual: bool
 ) -> torch.Tensor:
     T, D = residual_TD.shape
-    if residual_TD.stride(1) != 1:
-        residual_TD = residual_TD.contiguous()
     sum_TD = torch.empty(T, D, dtype=y_PD.dtype, device=y_PD.device)
     block_d = min(1024, triton.next_power_of_2(D))
 

@@ -39,8 +39,6 @@ def route(
 ) -> Routes:
     (T, D), J, top_k = residual_TD.shape, weights.router_JD.shape[0], weights.top_k
     block_j = triton.next_power_of_2(J)
-    if residual_TD.stride(1) != 1:
-        residual_TD = residual_TD.contiguous()
     dtype, device = residual_TD.dtype, residual_TD.device
     size = residual_TD.element_size()
     rows, experts, depth = (16, 16, 128) if T <= _FEW_ROWS else (64, 128, 64)

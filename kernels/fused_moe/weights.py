@@ -39,3 +39,11 @@ class MoeWeights:
                 raise ValueError(f"{name} is not contiguous {self.router_JD.dtype}")
         if not 0 < self.top_k <= J:
             raise ValueError(f"top_k {self.top_k} of {J} experts")
+
+
+def check_operands(residual_TD: torch.Tensor, norm_D: torch.Tensor, weights: MoeWeights) -> None:
+    """What the weights could not check alone. Raises ValueError."""
+    D = residual_TD.shape[1]
+    for weight in (norm_D, weights.router_JD):
+        if weight.shape[-1] != D or weight.dtype != residual_TD.dtype:
+            raise ValueError(f"{residual_TD.shape=} {residual_TD.dtype=} do not fit {weight.shape}")

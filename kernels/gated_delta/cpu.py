@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from kernels import cpu_build
+from kernels.dense_rows import with_dense_rows
 from kernels.gated_delta.reference import snapshots
 from kernels.gated_delta.weights import DeltaNetWeights, check_operands
 
@@ -36,9 +37,7 @@ def gated_delta_decode(
     if slot_B.shape != mixed_BC.shape[:1]:
         raise ValueError(f"{slot_B.shape=} is not one slot for each row of {mixed_BC.shape=}")
     slot_B = slot_B.long().contiguous()
-    z_BNV, mixed_BC, b_BN, a_BN = (
-        cpu_build.with_dense_rows(x) for x in (z_BNV, mixed_BC, b_BN, a_BN)
-    )
+    z_BNV, mixed_BC, b_BN, a_BN = (with_dense_rows(x) for x in (z_BNV, mixed_BC, b_BN, a_BN))
     B, N, V = z_BNV.shape
     o_BNV = torch.empty(B, N * V, dtype=z_BNV.dtype)
     call(
@@ -95,9 +94,7 @@ def gated_delta_prefill(
     emit_slot_Z = torch.tensor(list(emits.values()), dtype=torch.int64)
     slot_S = slot_S.long().contiguous()
     start_S, offset_S1 = start_S.int().contiguous(), offset_S1.int().contiguous()
-    z_TNV, mixed_TC, b_TN, a_TN = (
-        cpu_build.with_dense_rows(x) for x in (z_TNV, mixed_TC, b_TN, a_TN)
-    )
+    z_TNV, mixed_TC, b_TN, a_TN = (with_dense_rows(x) for x in (z_TNV, mixed_TC, b_TN, a_TN))
     T, N, V = z_TNV.shape
     o_TNV = torch.empty(T, N * V, dtype=z_TNV.dtype)
     call(

@@ -12,7 +12,7 @@ Snapshots named in int64 or not at all are the same compiled kernel; int32 rows 
 import torch
 import triton
 
-from kernels.cpu_build import with_dense_rows
+from kernels.dense_rows import with_dense_rows
 from kernels.gated_delta.gpu_decode import decode_kernel
 from kernels.gated_delta.gpu_prefill import (
     convolve_kernel,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from kernels import cpu_build
+from kernels.dense_rows import with_dense_rows
 
 Call = Callable[..., None]
 
@@ -34,7 +35,7 @@ def linear(
     if residual_TF is not None:
         if residual_TF.shape != (T, F) or residual_TF.dtype != x_TD.dtype:
             raise ValueError(f"{x_TD.shape=} {x_TD.dtype=} do not fit {residual_TF.shape=}")
-        residual_TF = _with_dense_rows(residual_TF)
+        residual_TF = with_dense_rows(residual_TF)
     y_TF = torch.empty(T, F, dtype=x_TD.dtype)
     call(
         x_TD.data_ptr(),
@@ -119,11 +120,7 @@ def _fitting(
     if weight_FD.shape != (F, D) or weight_FD.dtype != x_TD.dtype:
         raise ValueError(f"{x_TD.shape=} {x_TD.dtype=} do not fit {weight_FD.shape=}")
     sizes = (T, D, F, torch.get_num_threads())
-    return _with_dense_rows(x_TD), weight_FD.contiguous(), sizes
-
-
-def _with_dense_rows(x_TD: torch.Tensor) -> torch.Tensor:
-    return x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
+    return with_dense_rows(x_TD), weight_FD.contiguous(), sizes
 
 
 def _check_norm(norm_D: torch.Tensor, x_TD: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ different orders, so a row's bits may differ between, say, 16 and 17 rows, never
 import torch
 
 from kernels.arrivals import NUM_ARRIVALS, arrivals
+from kernels.dense_rows import with_dense_rows
 from kernels.launch import Cost, launch
 from kernels.linear.gpu_kernels import linear_kernel, swiglu_kernel
 from kernels.linear.gpu_tiles import (
@@ -171,10 +172,6 @@ def _swiglu(
         GROUP=GROUP,
     )
     return hidden_TF
-
-
-def with_dense_rows(x_TD: torch.Tensor) -> torch.Tensor:
-    return x_TD if x_TD.stride(1) == 1 else x_TD.contiguous()
 
 
 def _check(x_TD: torch.Tensor, weight_FD: torch.Tensor, norm_D: torch.Tensor | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from kernels import cpu_build
+from kernels.dense_rows import with_dense_rows
 
 
 @functools.cache
@@ -25,8 +26,7 @@ def rms_norm(
 ) -> torch.Tensor:
     T, D = x_TD.shape
     _check_weight(weight_D, D, x_TD.dtype)
-    if x_TD.stride(1) != 1:
-        x_TD = x_TD.contiguous()
+    x_TD = with_dense_rows(x_TD)
     y_TD = torch.empty(T, D, dtype=x_TD.dtype)
     call(
         x_TD.data_ptr(),
@@ -52,10 +52,7 @@ def add_rms_norm(
     _check_weight(weight_D, D, x_TD.dtype)
     if residual_TD.shape != x_TD.shape or residual_TD.dtype != x_TD.dtype:
         raise ValueError(f"{residual_TD.shape=} {residual_TD.dtype=} is not like {x_TD.shape=}")
-    if x_TD.stride(1) != 1:
-        x_TD = x_TD.contiguous()
-    if residual_TD.stride(1) != 1:
-        residual_TD = residual_TD.contiguous()
+    x_TD, residual_TD = with_dense_rows(x_TD), with_dense_rows(residual_TD)
     y_TD = torch.empty(T, D, dtype=x_TD.dtype)
     sum_TD = torch.empty(T, D, dtype=x_TD.dtype)
     call(
@@ -104,7 +101,7 @@ def qk_norm_rope_write(
         raise ValueError(f"{location_T.shape=} is not one location for each of {T} rows")
     _check_weight(q_weight_E, E, dtype)
     _check_weight(k_weight_E, E, dtype)
-    qg_TH2E, k_TGE, v_TGE = (cpu_build.with_dense_rows(x) for x in (qg_TH2E, k_TGE, v_TGE))
+    qg_TH2E, k_TGE, v_TGE = (with_dense_rows(x) for x in (qg_TH2E, k_TGE, v_TGE))
     cos_TR, sin_TR = cos_TR.float().contiguous(), sin_TR.float().contiguous()
     location_T = location_T.long().contiguous()
     q_THE = torch.empty(T, H, E, dtype=dtype)

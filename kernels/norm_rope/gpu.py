@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels.cpu_build import with_dense_rows
+from kernels.dense_rows import with_dense_rows
 from kernels.launch import Cost, launch
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from kernels import cpu_build
+from kernels.dense_rows import with_dense_rows
 
 
 @functools.cache
@@ -33,8 +34,8 @@ def attention_decode(
     B, H, E = q_BHE.shape
     if page_BM.shape[0] != B or length_B.shape != (B,):
         raise ValueError(f"{page_BM.shape=} and {length_B.shape=} do not fit {q_BHE.shape=}")
-    q_BHE, qg_BH2E = cpu_build.with_dense_rows(q_BHE), cpu_build.with_dense_rows(qg_BH2E)
-    page_BM = cpu_build.with_dense_rows(page_BM.int())
+    q_BHE, qg_BH2E = with_dense_rows(q_BHE), with_dense_rows(qg_BH2E)
+    page_BM = with_dense_rows(page_BM.int())
     length_B = length_B.int().contiguous()
     o_BHE = torch.empty(B, H * E, dtype=q_BHE.dtype)
     call(
@@ -74,8 +75,8 @@ def attention_prefill(
     S = start_S.shape[0]
     if page_SM.shape[0] != S or offset_S1.shape != (S + 1,):
         raise ValueError(f"{page_SM.shape=}, {start_S.shape=} and {offset_S1.shape=} do not fit")
-    q_THE, qg_TH2E = cpu_build.with_dense_rows(q_THE), cpu_build.with_dense_rows(qg_TH2E)
-    page_SM = cpu_build.with_dense_rows(page_SM.int())
+    q_THE, qg_TH2E = with_dense_rows(q_THE), with_dense_rows(qg_TH2E)
+    page_SM = with_dense_rows(page_SM.int())
     start_S, offset_S1 = start_S.int().contiguous(), offset_S1.int().contiguous()
     o_THE = torch.empty(T, H * E, dtype=q_THE.dtype)
     call(

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from kernels.arrivals import NUM_ARRIVALS, arrivals
-from kernels.cpu_build import with_dense_rows
+from kernels.dense_rows import with_dense_rows
 from kernels.launch import Cost, launch
 from kernels.paged_attention.gpu_tiles import (
     LOG2_E,

@@ -10,6 +10,12 @@ import pytest
 import torch
 
 from kernels.backend import interpreting
+from tests.kernels.triton.dtypes import DTYPES
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
 
 
 @pytest.fixture

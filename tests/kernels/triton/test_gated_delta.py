@@ -10,6 +10,7 @@ from kernels.gated_delta import (
     reference,
 )
 from kernels.launch import recording
+from tests.kernels.triton.dtypes import DTYPES
 
 SLOTS = 8
 SHAPES = {  # H N K V
@@ -23,12 +24,6 @@ SHAPES = {  # H N K V
 # Sums of up to 64 rounded terms that follow one another through the chunks; fp16 and bf16 round
 # q, k, v and what multiplies them to 11 and 8 bits, the output once more.
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2.0**-8, torch.bfloat16: 2.0**-6}
-
-
-def dtypes() -> list[torch.dtype]:
-    """The interpreter's tl.dot takes the bits of bf16 for integers, so only a GPU runs it."""
-    dtypes = [torch.float32, torch.float16]
-    return [*dtypes, torch.bfloat16] if torch.cuda.is_available() else dtypes
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -155,7 +150,7 @@ def test_decode_bits_do_not_depend_on_the_batch(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [(shape, torch.float32) for shape in SHAPES]
-    + [("two heads each", dtype) for dtype in dtypes()[1:]],
+    + [("two heads each", dtype) for dtype in DTYPES[1:]],
     ids=str,
 )
 def test_prefill(device: torch.device, shape: str, dtype: torch.dtype) -> None:
@@ -232,7 +227,7 @@ def test_strong_decay_does_not_overflow(device: torch.device) -> None:
     assert_close(o, expected, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", dtypes(), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cut_on_the_grid_or_in_a_crowd_gives_the_same_bits(
     device: torch.device, dtype: torch.dtype
 ) -> None:

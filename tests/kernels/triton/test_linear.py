@@ -17,15 +17,8 @@ EPS = 1e-6
 CASES = ((1, 2, 16), (17, 64), (65, 100), (257, 300))  # rows that take the same path
 SHAPES = ((64, 48), (40, 33), (96, 16))  # D, F: even tiles, part tiles, one tile of columns
 SPLIT_SHAPE = (1024, 40)  # few columns, deep: D in parts
-# The interpreter's bf16 products are wrong.
-DTYPES = (torch.float32, torch.float16) + (torch.bfloat16,) * torch.cuda.is_available()
 # Sums of some hundred terms in fp32; one rounding more or less in a half.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
 
 
 class Operands:

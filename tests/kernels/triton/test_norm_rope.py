@@ -10,14 +10,6 @@ from tests.kernels.closeness import TOLERANCE
 EPS = 1e-6
 ROWS = (0, 1, 65)
 TOLERANCES = TOLERANCE | {torch.float16: 2.0**-10}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-if torch.cuda.is_available():  # the interpreter cuts to bf16 where hardware rounds
-    DTYPES["bf16"] = torch.bfloat16
-
-
-@pytest.fixture(params=DTYPES.values(), ids=DTYPES.keys())
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:

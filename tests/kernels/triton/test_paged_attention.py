@@ -10,19 +10,11 @@ from tests.kernels.triton.even_products import even_products
 
 __all__ = ["even_products"]
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-if torch.cuda.is_available():  # the interpreter's bf16 products are wrong
-    DTYPES["bf16"] = torch.bfloat16
 # fp32: sums of some hundred terms. Halves: weights and output keep 11 bits, or 8.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 
 # H, G, E, tokens per page: groups of query heads; no groups, dims and pages of odd sizes.
 SHAPES = {"grouped": (6, 2, 32, 64), "odd": (2, 2, 20, 48)}
-
-
-@pytest.fixture(params=DTYPES.values(), ids=DTYPES.keys())
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
