@@ -7,7 +7,7 @@ alive at once, though most are not; it is small beside the caches all the same. 
 from math import ceil
 
 from engine.config import EngineConfig, ModelConfig
-from engine.memory_plan import Defaults
+from engine.memory_plan import Defaults, fitting_step_tokens
 from engine.plan import PAGE_TOKENS
 
 CONTEXT_BYTES = 1 << 30  # the driver's context, loaded kernels, and what fragments
@@ -41,7 +41,7 @@ def activation_bytes(
     """What the largest step takes beside weights and caches, its graph's memory included."""
     num_seqs = config.max_num_seqs or defaults.num_seqs
     asked = config.max_step_tokens or defaults.step_tokens
-    step_tokens = ceil(max(asked, PAGE_TOKENS + num_seqs) / PAGE_TOKENS) * PAGE_TOKENS
+    step_tokens = fitting_step_tokens(asked, num_seqs)
     partials = 4 * model.num_attention_heads * (model.head_dim + 2) * DECODE_SPLITS
     per_decode = _layer_bytes(model, dtype_bytes) + partials
     return (

@@ -157,12 +157,16 @@ def _refusal(config: EngineConfig, max_num_seqs: int, max_model_len: int, budget
     )
 
 
+def fitting_step_tokens(asked: int, num_seqs: int) -> int:
+    """A multiple of the grid with room for every decode and one prefill chunk beside them."""
+    return ceil(max(asked, PAGE_TOKENS + num_seqs) / PAGE_TOKENS) * PAGE_TOKENS
+
+
 def _step_tokens(
     engine_config: EngineConfig, defaults: Defaults, num_seqs: int, warnings: list[str]
 ) -> int:
-    """A multiple of the grid with room for every decode and one prefill chunk beside them."""
     asked = _at_least_1("max_step_tokens", engine_config.max_step_tokens) or defaults.step_tokens
-    step_tokens = ceil(max(asked, PAGE_TOKENS + num_seqs) / PAGE_TOKENS) * PAGE_TOKENS
+    step_tokens = fitting_step_tokens(asked, num_seqs)
     if step_tokens != asked:
         warnings.append(
             f"max_step_tokens is {step_tokens} instead of {asked}: it must be a multiple of "

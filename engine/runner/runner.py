@@ -24,6 +24,7 @@ from typing import Protocol
 
 import torch
 
+from engine.device_memory import LOGITS_ROWS
 from engine.grammar import GrammarError, GrammarRows
 from engine.model.inputs import Caches, StepInputs
 from engine.plan import PAGE_TOKENS, SCRATCH, Admit, Slice, StepPlan, StepResult
@@ -34,8 +35,6 @@ from engine.runner.graphs import DecodeGraphs
 from engine.runner.rows import Rows
 from engine.runner.sampler import Masks, sample, score
 from engine.runner.thread import IDLE_S, RunnerThread
-
-LOGITS_ROWS = 64
 
 _SCRATCH_DECODE = Slice(
     request_id="",

@@ -11,42 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig, MemoryPlan, ModelConfig
+from engine.launches.shapes import MOE as MODEL
 from engine.memory_plan import DEFAULT_CACHE_BYTES, DEFAULT_NUM_SEQS, plan_memory
 
 GIB, MIB = 1 << 30, 1 << 20
 PAGE, STATE, CONV = 1_310_720, 62_914_560, 1_474_560
 SLOT = STATE + CONV
 WINDOW = 262_144
-
-MODEL = ModelConfig(
-    architecture="Qwen3_5MoeForConditionalGeneration",
-    vocab_size=248_320,
-    hidden_size=2048,
-    layer_types=("linear_attention", "linear_attention", "linear_attention", "full_attention") * 10,
-    max_position_embeddings=WINDOW,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=False,
-    dtype="bfloat16",
-    eos_token_id=(248_044,),
-    num_attention_heads=16,
-    num_key_value_heads=2,
-    head_dim=256,
-    rope_theta=1e7,
-    rotary_dim=64,
-    mrope_section=(11, 11, 10),
-    yarn_factor=None,
-    yarn_original_max_position=WINDOW,
-    linear_num_key_heads=16,
-    linear_num_value_heads=32,
-    linear_key_head_dim=128,
-    linear_value_head_dim=128,
-    linear_conv_kernel_dim=4,
-    intermediate_size=0,
-    num_experts=256,
-    num_experts_per_tok=8,
-    moe_intermediate_size=512,
-    shared_expert_intermediate_size=512,
-)
 
 
 def plan(available_bytes: int, *, model: ModelConfig = MODEL, **wishes: Any) -> MemoryPlan:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from engine.device_memory import LOGITS_ROWS
 from engine.model.inputs import Caches
 from engine.plan import PAGE_TOKENS, Admit, StepPlan, StepResult
 from engine.request import SamplingParams
 from engine.runner.rows import Rows
-from engine.runner.runner import LOGITS_ROWS, Runner
+from engine.runner.runner import Runner
 from tests.engine.runner.driver import Life, book, plan_step, run_all
 from tests.engine.runner.fake_model import HashModel, tiny_caches
 from tests.engine.runner.now import sample
