@@ -48,6 +48,19 @@ _FINISH: Schema = {"enum": ["stop", "length", "tool_calls"]}
 _STOP_REASON: Schema = {"type": ["string", "integer", "null"]}
 _ITEMS = _list(_object(type=_STRING))
 
+
+def _choices(**said: Schema) -> Schema:
+    """Of a completion: one or more, which differ in how they hold what was said."""
+    choice = _object(
+        index=_COUNT,
+        **said,
+        logprobs={"type": ["object", "null"]},
+        finish_reason=_FINISH,
+        stop_reason=_STOP_REASON,
+    )
+    return _list(choice, minItems=1)
+
+
 ANSWERS: dict[str, Schema] = {
     "Error": _exactly(
         error=_exactly(
@@ -84,20 +97,13 @@ ANSWERS: dict[str, Schema] = {
         object=_is("chat.completion"),
         created=_COUNT,
         model=_STRING,
-        choices=_list(
-            _object(
-                index=_COUNT,
-                message=_object(
-                    role=_is("assistant"),
-                    content=_TEXT_OR_NULL,
-                    reasoning_content=_TEXT_OR_NULL,
-                    reasoning=_TEXT_OR_NULL,
-                ),
-                logprobs={"type": ["object", "null"]},
-                finish_reason=_FINISH,
-                stop_reason=_STOP_REASON,
-            ),
-            minItems=1,
+        choices=_choices(
+            message=_object(
+                role=_is("assistant"),
+                content=_TEXT_OR_NULL,
+                reasoning_content=_TEXT_OR_NULL,
+                reasoning=_TEXT_OR_NULL,
+            )
         ),
         usage=_USAGE,
     ),
@@ -106,16 +112,7 @@ ANSWERS: dict[str, Schema] = {
         object=_is("text_completion"),
         created=_COUNT,
         model=_STRING,
-        choices=_list(
-            _object(
-                index=_COUNT,
-                text=_STRING,
-                logprobs={"type": ["object", "null"]},
-                finish_reason=_FINISH,
-                stop_reason=_STOP_REASON,
-            ),
-            minItems=1,
-        ),
+        choices=_choices(text=_STRING),
         usage=_USAGE,
     ),
     "Response": _object(

@@ -33,13 +33,7 @@ class SharedResponses:
         self._call = call
 
     def add(self, response: StoredResponse) -> None:
-        record = ResponseRecord(
-            response.id,
-            response.owner,
-            response.body,
-            response.input_items,
-            response.output_items,
-        )
+        record = _record(response)
         previous = response.previous
         if self._call(AddResponse(record, previous.id if previous else None)) == Done(found=False):
             assert previous is not None
@@ -70,13 +64,7 @@ def answer_from(store: ResponseStore, ask: ResponseAsk) -> Result:
             if response is None:
                 return Done(found=False)
             previous = response.previous
-            record = ResponseRecord(
-                response.id,
-                response.owner,
-                response.body,
-                response.input_items,
-                response.output_items,
-            )
+            record = _record(response)
             return FoundResponse(record, _all_items(previous) if previous else None)
         case GetItem(owner, item_id):
             json = store.item(owner, item_id)
@@ -91,6 +79,16 @@ def answer_from(store: ResponseStore, ask: ResponseAsk) -> Result:
                 previous = _turns_before(record.owner, earlier)
             store.add(_stored(record, previous))
             return Done(found=True)
+
+
+def _record(response: StoredResponse) -> ResponseRecord:
+    return ResponseRecord(
+        response.id,
+        response.owner,
+        response.body,
+        response.input_items,
+        response.output_items,
+    )
 
 
 def _stored(record: ResponseRecord, previous: StoredResponse | None) -> StoredResponse:
