@@ -15,11 +15,12 @@ from tokenizers import Tokenizer
 
 from demo.mixture import stage, training_samples
 from demo.sample import Sample
+from server.demo_model import DIRECTORY
 from server.template import ChatTemplate
 
 SHARD_SAMPLES = 4096
 MULTIPLE = 64
-TEMPLATE_FILE = Path(__file__).parent.parent / "server" / "demo_model" / "chat_template.jinja"
+TEMPLATE_FILE = DIRECTORY / "chat_template.jinja"
 END_OF_TURN = "<|im_end|>"
 
 
@@ -37,10 +38,6 @@ class Batch:
 class Renderer:
     def __init__(self) -> None:
         self._template = ChatTemplate(TEMPLATE_FILE.read_text("utf-8"))
-
-    def prompt(self, sample: Sample) -> str:
-        """All but the last message, and the header that asks for it."""
-        return self._render(sample, len(sample.messages) - 1)
 
     def segments(self, sample: Sample) -> list[tuple[str, bool]]:
         """The conversation in pieces; the flag says which ones are the model's to say."""

@@ -2,7 +2,7 @@
 
 Starts `deltaserve serve MODEL` (by default the bundled one), or asks the server at `--url`. Every
 question is held out: its key, and where names matter also the names, occur in no training sample.
-Temperature 0, nothing constrained, half of the questions with thinking. Prints a markdown table and
+Temperature 0, nothing constrained, some of the questions with thinking. Prints a markdown table and
 exits with 1 if a goal is missed.
 """
 

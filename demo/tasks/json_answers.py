@@ -87,16 +87,16 @@ def json_answer(rng: random.Random) -> Sample:
     answer: dict[str, Value] = {}
     clauses: list[tuple[str, str]] = []
     if rng.random() < 0.85:
-        name = _name(rng, _SUBJECT)
+        name = rng.choice(_SUBJECT)
         properties[name], answer[name] = {"type": "string"}, subject
     for names, make, says in rng.sample(_FIELDS, rng.randint(1, 4)):
-        name = _name(rng, names)
+        name = rng.choice(names)
         schema, value, said = make(rng)
         properties[name], answer[name] = schema, value
         clauses.append((name, rng.choice(says).format(said)))
     if rng.random() < 0.3:
         names, yes, no = rng.choice(_FLAGS)
-        name, value = _name(rng, names), rng.random() < 0.5
+        name, value = rng.choice(names), rng.random() < 0.5
         properties[name], answer[name] = {"type": "boolean"}, value
         clauses.append((name, yes if value else no))
     order = list(properties)
@@ -126,10 +126,6 @@ def _sentences(rng: random.Random, subject: str, clauses: list[str]) -> str:
     return " ".join(
         f"{subject if i == 0 else pronoun} {clause}." for i, clause in enumerate(clauses)
     )
-
-
-def _name(rng: random.Random, names: tuple[str, ...]) -> str:
-    return rng.choice(names)
 
 
 def _whole(rng: random.Random, properties: dict[str, Schema]) -> Schema:

@@ -5,8 +5,6 @@ import random
 from demo import words
 from demo.sample import Message, Sample, assistant, system, user
 
-TOKENS_PER_SENTENCE = 7  # about; the tests of length measure real tokens
-
 
 def filler(rng: random.Random) -> str:
     a, b, c = rng.choice(words.ADJECTIVES), rng.choice(words.THINGS), rng.choice(words.ANIMALS)
@@ -92,13 +90,13 @@ def memory(rng: random.Random) -> Sample:
         messages += [user(" ".join(said)), assistant(rng.choice(_REPLIES))]
     else:
         for text in said:
-            messages += [user(text), assistant(_reply(rng, text))]
+            messages += [user(text), assistant(rng.choice(_REPLIES))]
             if rng.random() < 0.35:
                 messages += _chatter(rng)
     if rng.random() < 0.4:
         messages += _chatter(rng)
-    if rng.random() < 0.12:  # the first turn itself, or something never said
-        return _first_turn(rng, messages, facts)
+    if rng.random() < 0.12:  # something that was never said
+        return _never_told(rng, messages, facts)
     thinking = rng.random() < 0.4
     messages += [
         user(rng.choice(asked[2])),
@@ -106,10 +104,6 @@ def memory(rng: random.Random) -> Sample:
     ]
     key = f"{asked[4]} {asked[0]}"
     return Sample("memory", key, messages, thinking=thinking)
-
-
-def _reply(rng: random.Random, text: str) -> str:
-    return rng.choice(_REPLIES)
 
 
 def _chatter(rng: random.Random) -> list[Message]:
@@ -129,7 +123,7 @@ def _chatter(rng: random.Random) -> list[Message]:
     return [user(question), assistant(answer)]
 
 
-def _first_turn(rng: random.Random, messages: list[Message], facts: list) -> Sample:
+def _never_told(rng: random.Random, messages: list[Message], facts: list) -> Sample:
     said = {fact[4] for fact in facts}
     absent = [fact for fact in _facts(rng) if fact[4] not in said]
     asked = rng.choice(absent)
