@@ -21,6 +21,7 @@ from server.template import ChatTemplate
 SHARD_SAMPLES = 4096
 MULTIPLE = 64
 TEMPLATE_FILE = DIRECTORY / "chat_template.jinja"
+START_OF_ANSWER = "<|im_start|>assistant\n"
 END_OF_TURN = "<|im_end|>"
 
 
@@ -54,12 +55,15 @@ class Renderer:
         pieces: list[tuple[str, bool]] = []
         done = 0
         for i, message in enumerate(sample.messages):
-            if i < last_question or message["role"] != "assistant":
+            if message["role"] != "assistant":
                 continue
-            prompt = self._render(sample, i)
-            end = whole.index(END_OF_TURN, len(prompt)) + len(END_OF_TURN)
-            assert whole.startswith(prompt), "what was asked for is not what was rendered"
-            pieces += [(whole[done : len(prompt)], False), (whole[len(prompt) : end], True)]
+            start = whole.index(START_OF_ANSWER, done) + len(START_OF_ANSWER)
+            if i > last_question:  # earlier turns are shown without what was thought
+                prompt = self._render(sample, i)
+                assert whole.startswith(prompt), "what was asked for is not what was rendered"
+                start = len(prompt)
+            end = whole.index(END_OF_TURN, start) + len(END_OF_TURN)
+            pieces += [(whole[done:start], False), (whole[start:end], True)]
             done = end
         return pieces
 

@@ -8,27 +8,33 @@ from demo.tasks import drills, json_answers, recall, sums, talk, text, tool_call
 
 MIXTURE: tuple[tuple[Task, float], ...] = (
     (talk.greeting, 2.0),
-    (talk.about, 3.5),
+    (talk.about, 4.0),
     (talk.unknown, 2.0),
     (talk.capital, 4.0),
-    (sums.sums, 16.0),
-    (text.copying, 6.0),
+    (drills.capitals, 2.0),
+    (sums.sums, 21.0),
+    (sums.facts, 4.0),
+    (text.copying, 7.0),
     (text.reversing, 2.5),
-    (text.sorting, 3.0),
+    (text.sorting, 2.5),
     (text.spelling, 3.0),
-    (text.counting, 3.5),
-    (text.listing, 3.0),
-    (recall.passkey, 6.0),
-    (recall.long_passkey, 0.8),
-    (recall.memory, 8.0),
+    (drills.spellings, 3.0),
+    (text.counting, 2.5),
+    (text.listing, 2.0),
+    (recall.passkey, 2.6),
+    (recall.long_passkey, 0.3),
+    (recall.memory, 4.0),
+    (recall.interview, 2.2),
     (recall.told_now, 2.0),
-    (json_answers.json_answer, 12.0),
-    (tool_calls.call, 18.0),
-    (tool_calls.several_calls, 5.0),
-    (tool_calls.no_tool, 4.0),
-    (tool_calls.anything, 5.0),
+    (json_answers.json_answer, 3.4),
+    (json_answers.several_answers, 2.9),
+    (tool_calls.call, 3.7),
+    (tool_calls.calls_in_turns, 2.8),
+    (tool_calls.several_calls, 1.5),
+    (tool_calls.no_tool, 1.8),
+    (tool_calls.anything, 1.4),
     (drills.repeat, 2.0),
-    (drills.look_up, 4.0),
+    (drills.look_up, 1.6),
 )
 
 # Finding a word again and saying what stood behind it: everything else rests on that, and it is
@@ -41,41 +47,11 @@ FIRST: tuple[tuple[Task, float], ...] = (
     (text.reversing, 5.0),
 )
 
-
-# Later, more of what takes many examples and costs few tokens.
-LAST: tuple[tuple[Task, float], ...] = (
-    (talk.greeting, 2.0),
-    (talk.about, 4.0),
-    (talk.unknown, 2.0),
-    (talk.capital, 8.0),
-    (sums.sums, 34.0),
-    (text.copying, 4.0),
-    (text.reversing, 4.0),
-    (text.sorting, 4.0),
-    (text.spelling, 5.0),
-    (text.counting, 4.0),
-    (text.listing, 2.0),
-    (recall.passkey, 5.0),
-    (recall.long_passkey, 0.6),
-    (recall.memory, 12.0),
-    (recall.told_now, 2.0),
-    (json_answers.json_answer, 14.0),
-    (tool_calls.call, 18.0),
-    (tool_calls.several_calls, 4.0),
-    (tool_calls.no_tool, 4.0),
-    (tool_calls.anything, 3.0),
-    (drills.look_up, 1.0),
-)
-
-STAGES = ((3, FIRST), (3, MIXTURE))  # so many shards of each; then LAST
+NUM_FIRST_SHARDS = 3
 
 
 def stage(shard: int) -> tuple[tuple[Task, float], ...]:
-    for num_shards, mixture in STAGES:
-        if shard < num_shards:
-            return mixture
-        shard -= num_shards
-    return LAST
+    return FIRST if shard < NUM_FIRST_SHARDS else MIXTURE
 
 
 def training_samples(

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 CHUNK_TOKENS = 64
-ROOM_MULTIPLE = 128
+ROOM_MULTIPLE = 64
 
 
 class Network(nn.Module):
@@ -165,7 +165,8 @@ class DeltaNet(nn.Module):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         T = x_BTD.shape[1]
         mixed_BCT = self.in_proj_qkv(x_BTD).float().transpose(1, 2)
-        mixed_BTC = functional.silu(self.conv1d(mixed_BCT)[..., :T]).transpose(1, 2)
+        # Contiguous from here on: a strided pass costs several plain ones.
+        mixed_BTC = functional.silu(self.conv1d(mixed_BCT)[..., :T].transpose(1, 2).contiguous())
         q, k, v = mixed_BTC.split((self.H * self.K, self.H * self.K, self.N * self.V), dim=-1)
         q_BTHK, k_BTHK = (x.unflatten(-1, (self.H, self.K)) for x in (q, k))
         beta_BTN = torch.sigmoid(self.in_proj_b(x_BTD).float())
@@ -201,7 +202,7 @@ def delta_rule(
     C = T // CHUNK_TOKENS
 
     def chunked(x: torch.Tensor) -> torch.Tensor:  # [B, heads, C, 64, ...]
-        return x.unflatten(1, (C, CHUNK_TOKENS)).movedim(3, 1)
+        return x.unflatten(1, (C, CHUNK_TOKENS)).movedim(3, 1).contiguous()
 
     q, k = (
         chunked(x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)).repeat_interleave(
@@ -227,12 +228,14 @@ def delta_rule(
     last = G[..., -1].exp()[..., None, None]
     state = v.new_zeros(B, N, K, V)
     outputs: list[torch.Tensor] = []
-    for c in range(C):
+    # Taken apart at once: the gradient of an index is as large as what it was taken from.
+    chunks = zip(*(x.unbind(2) for x in (U, W, q_kept, inside, k_left, last)), strict=True)
+    for U_c, W_c, q_c, inside_c, k_c, last_c in chunks:
         low_state = state.to(low)
-        new = (U[:, :, c] - W[:, :, c] @ low_state).to(low)
-        outputs.append(q_kept[:, :, c] @ low_state + inside[:, :, c] @ new)
-        state = last[:, :, c] * state + k_left[:, :, c].mT @ new
-    return torch.stack(outputs, dim=2).float().movedim(1, 3).flatten(1, 2)
+        new = (U_c - W_c @ low_state).to(low)
+        outputs.append(q_c @ low_state + inside_c @ new)
+        state = last_c * state + k_c.mT @ new
+    return torch.stack(outputs, dim=1).movedim(2, 3).flatten(1, 2).contiguous().float()
 
 
 class Experts(nn.Module):
@@ -253,28 +256,37 @@ class Experts(nn.Module):
         probability_TJ = self.gate(x_TD).softmax(-1)
         weight_TK, expert_TK = probability_TJ.topk(self.top_k, dim=-1)
         weight_TK = weight_TK / weight_TK.sum(-1, keepdim=True)
-        # Each expert's rows at places of its own, as many for all: one product instead of J, and
-        # few different shapes. oneDNN makes new code for every shape it has not seen.
+        # Each expert's rows at places of its own, padded so that there are few different shapes:
+        # oneDNN makes new code for every shape it has not seen.
         chosen_S = expert_TK.flatten()
         count_J = torch.bincount(chosen_S, minlength=J)
         order_S = chosen_S.argsort(stable=True)
         first_J = count_J.cumsum(0) - count_J
         rank_S = torch.empty_like(order_S)
         rank_S[order_S] = torch.arange(len(order_S)) - first_J[chosen_S[order_S]]
-        room = -(-int(count_J.max()) // ROOM_MULTIPLE) * ROOM_MULTIPLE
-        place_S = chosen_S * room + rank_S
+        room_J = (count_J + ROOM_MULTIPLE - 1) // ROOM_MULTIPLE * ROOM_MULTIPLE
+        place_S = (room_J.cumsum(0) - room_J)[chosen_S] + rank_S
+        rooms = room_J.tolist()
         x_SD = x_TD.to(self.dtype).repeat_interleave(self.top_k, dim=0)
-        x_JRD = _Placed.apply(x_SD, place_S, J * room).unflatten(0, (J, room))
-        gate_up_JRF = x_JRD @ self.experts.gate_up_proj.to(self.dtype).mT
-        gate_JRF, up_JRF = gate_up_JRF.chunk(2, dim=-1)
-        y_JRD = (functional.silu(gate_JRF) * up_JRF) @ self.experts.down_proj.to(self.dtype).mT
-        y_TKD = _Taken.apply(y_JRD.flatten(0, 1), place_S).unflatten(0, (T, self.top_k))
-        y_TD = (y_TKD * weight_TK[..., None]).sum(1)
+        x_RD = _Placed.apply(x_SD, place_S, sum(rooms))
+        gate_up_RF = _by_expert(x_RD, rooms, self.experts.gate_up_proj.to(self.dtype))
+        gate_RF, up_RF = gate_up_RF.chunk(2, dim=-1)
+        # Weighted where the rows are narrow.
+        weight_R1 = _Placed.apply(weight_TK.flatten()[:, None].to(self.dtype), place_S, sum(rooms))
+        h_RF = functional.silu(gate_RF) * up_RF * weight_R1
+        y_RD = _by_expert(h_RF, rooms, self.experts.down_proj.to(self.dtype))
+        y_TKD = _Taken.apply(y_RD, place_S).unflatten(0, (T, self.top_k))
+        y_TD = y_TKD.sum(1, dtype=torch.float32)
         shared_TD = self.shared_expert(x_TD)
         y_TD = y_TD + torch.sigmoid(self.shared_expert_gate(x_TD)) * shared_TD
         share_J = count_J.float() / (T * self.top_k)
         imbalance = J * (share_J * probability_TJ.mean(0)).sum()  # 1 when all is even
         return y_TD.view_as(x_BTD), imbalance
+
+
+def _by_expert(x_RA: torch.Tensor, rooms: list[int], weight_JBA: torch.Tensor) -> torch.Tensor:
+    pairs = zip(x_RA.split(rooms), weight_JBA.unbind(), strict=True)
+    return torch.cat([x_A @ weight_BA.T for x_A, weight_BA in pairs])
 
 
 class _Placed(torch.autograd.Function):

@@ -13,7 +13,8 @@ Message = dict[str, Any]
 class Sample:
     """A conversation in the messages of the chat API; the last one is the assistant's.
 
-    What the assistant says after the last question of the user is learnt; all else is context.
+    What the assistant says is learnt, in every turn; all else is context. Whatever is thought, is
+    thought after the last question.
     """
 
     task: str

@@ -15,14 +15,14 @@ class Schedule:
     seed: int = 1
     batch_tokens: int = 2048  # of each rank, with padding
     max_tokens: int = 2560  # of a sample
-    num_steps: int = 2400
+    num_steps: int = 5600
     warm_up: float = 0.01  # shares of all steps
     cool_down: float = 0.6
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     prompt_weight: float = 0.1  # of a token that is not the model's to say
     balance_weight: float = 0.01
-    mtp_share: float = 0.12  # the last steps, in which only the MTP layer learns
+    mtp_share: float = 0.08  # the last steps, in which only the MTP layer learns
 
 
 def model_config(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -31,6 +31,13 @@ from demo.tokenizer import train_tokenizer
 TOKENIZER_SAMPLES = 20_000
 SAVE_EVERY_S = 240.0
 NUM_RANKS = 2
+# glibc gives large tensors back to the system as they are freed, and every page of the next one
+# is a fault. Kept instead, the experts' step is 1.5 times as fast.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
 SCORED_MULTIPLE = 256  # few shapes: oneDNN makes new code for each
 
 
@@ -47,6 +54,8 @@ def main() -> None:
         tokenizer = train_tokenizer(training_texts(schedule.seed, TOKENIZER_SAMPLES))
         tokenizer.save(str(out / "tokenizer.json.new"))
         os.replace(out / "tokenizer.json.new", out / "tokenizer.json")
+    for name, value in ALLOCATOR.items():
+        os.putenv(name, value)  # for the ranks
     rendezvous = out / f"rendezvous-{os.getpid()}"
     context = multiprocessing.get_context("spawn")
     ranks = [

@@ -1,9 +1,10 @@
-"""Exercises in finding things again, with long answers: repeating, and looking values up."""
+"""Exercises with long answers: repeating, looking values up, and many small facts at once."""
 
 import random
 
 from demo import words
 from demo.sample import Sample, assistant, user
+from demo.tasks import text
 
 
 def _item(rng: random.Random) -> str:
@@ -34,3 +35,24 @@ def look_up(rng: random.Random) -> Sample:
     answer = between.join(said.format(key, pairs[key]) for key in asked)
     question = f"{text}\n\n{ask.format(words.enumeration(asked))}"
     return Sample("look up", text, [user(question), assistant(answer)])
+
+
+def capitals(rng: random.Random) -> Sample:
+    """The capitals of several countries."""
+    pairs = rng.sample(list(words.CAPITALS.items()), rng.randint(2, 8))
+    ask = rng.choice(("What are the capitals of {}?", "Name the capitals of {}.", "Capitals of {}, please."))  # fmt: skip
+    answer = "\n".join(f"The capital of {country} is {city}." for country, city in pairs)
+    question = ask.format(words.enumeration([country for country, _ in pairs]))
+    return Sample("capitals", f"{rng.random()}", [user(question), assistant(answer)])
+
+
+def spellings(rng: random.Random) -> Sample:
+    """Several words spelt; none of those kept for the evaluation."""
+    chosen: list[str] = []
+    while len(chosen) < rng.randint(2, 6):
+        if not (one := text.spelling(rng)).is_held_out:
+            chosen.append(one.key)
+    ask = rng.choice(("Spell {}.", "Spell the words {}.", "How do you spell {}?", "Spell these: {}"))  # fmt: skip
+    answer = "\n".join("-".join(word.upper()) for word in chosen)
+    question = ask.format(words.enumeration(chosen))
+    return Sample("spellings", f"{rng.random()}", [user(question), assistant(answer)])

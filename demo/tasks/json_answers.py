@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from demo import words
@@ -51,7 +52,8 @@ def _choice(pool: list[str]) -> Callable[[random.Random], tuple[Schema, Value, s
 
 
 # Names of a property, how its value is made, and how a sentence says it after the subject.
-_FIELDS: list[tuple[tuple[str, ...], Callable[[random.Random], tuple[Schema, Value, str]], tuple[str, ...]]] = [
+Kind = tuple[tuple[str, ...], Callable[[random.Random], tuple[Schema, Value, str]], tuple[str, ...]]
+_FIELDS: list[Kind] = [
     (("city", "town", "home", "location", "place"), _string(words.city), ("lives in {}", "is from {}", "comes from {}")),
     (("age", "years", "age_years"), _integer(3, 99), ("is {} years old", "is {} years of age")),
     (("job", "profession", "occupation", "work"), _string(lambda r: r.choice(words.PROFESSIONS)), ("works as a {}", "is a {}")),
@@ -81,40 +83,82 @@ _ASKS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A property of a schema, and how its values are made and said."""
+
+    name: str
+    schema: Schema
+    draw: Callable[[random.Random], tuple[Value, str]]  # the value, the clause that says it
+
+
+def _field(rng: random.Random, kind: Kind) -> Field:
+    names, make, says = kind
+    schema, _, _ = make(rng)
+
+    def draw(rng: random.Random) -> tuple[Value, str]:
+        if "enum" in schema:
+            value = said = rng.choice(schema["enum"])
+        else:
+            _, value, said = make(rng)
+        return value, rng.choice(says).format(said)
+
+    return Field(rng.choice(names), schema, draw)
+
+
+def _flag(rng: random.Random) -> Field:
+    names, yes, no = rng.choice(_FLAGS)
+
+    def draw(rng: random.Random) -> tuple[Value, str]:
+        value = rng.random() < 0.5
+        return value, yes if value else no
+
+    return Field(rng.choice(names), {"type": "boolean"}, draw)
+
+
 def json_answer(rng: random.Random) -> Sample:
-    subject = words.person(rng)
-    properties: dict[str, Schema] = {}
-    answer: dict[str, Value] = {}
-    clauses: list[tuple[str, str]] = []
-    if rng.random() < 0.85:
-        name = rng.choice(_SUBJECT)
-        properties[name], answer[name] = {"type": "string"}, subject
-    for names, make, says in rng.sample(_FIELDS, rng.randint(1, 4)):
-        name = rng.choice(names)
-        schema, value, said = make(rng)
-        properties[name], answer[name] = schema, value
-        clauses.append((name, rng.choice(says).format(said)))
+    return records(rng, 1)
+
+
+def several_answers(rng: random.Random) -> Sample:
+    """One schema, and records for it turn by turn."""
+    return records(rng, rng.randint(2, 4))
+
+
+def records(rng: random.Random, count: int) -> Sample:
+    chosen = [_field(rng, kind) for kind in rng.sample(_FIELDS, rng.randint(1, 4))]
+    fields = {field.name: field for field in chosen}
     if rng.random() < 0.3:
-        names, yes, no = rng.choice(_FLAGS)
-        name, value = rng.choice(names), rng.random() < 0.5
-        properties[name], answer[name] = {"type": "boolean"}, value
-        clauses.append((name, yes if value else no))
-    order = list(properties)
+        flag = _flag(rng)
+        fields[flag.name] = flag
+    subject_name = rng.choice(_SUBJECT) if rng.random() < 0.85 else None
+    order = [*fields, *([subject_name] if subject_name else [])]
     rng.shuffle(order)
-    properties = {name: properties[name] for name in order}
-    answer = {name: answer[name] for name in order}
-    rng.shuffle(clauses)
-    text = _sentences(rng, subject, [clause for _, clause in clauses])
-    schema = _whole(rng, properties)
-    ask = f"{rng.choice(_ASKS)} {json.dumps(schema)}"
+    properties = {
+        name: fields[name].schema if name in fields else {"type": "string"} for name in order
+    }
+    ask = f"{rng.choice(_ASKS)} {json.dumps(_whole(rng, properties))}"
     style = rng.random()
-    if style < 0.4:
-        messages = [user(f"{ask}\n\n{text}")]
-    elif style < 0.7:
-        messages = [user(f"{text}\n\n{ask}")]
-    else:
-        messages = [system(ask), user(text)]
-    return _sample(rng, messages, answer, f"{sorted(order)} {subject}")
+    thinking = rng.random() < 0.35
+    messages: list[Message] = []
+    subject = ""
+    for i in range(count):
+        subject = words.person(rng)
+        said = {name: field.draw(rng) for name, field in fields.items()}
+        answer = {name: said[name][0] if name in said else subject for name in order}
+        clauses = [clause for _, clause in said.values()]
+        rng.shuffle(clauses)
+        text = _sentences(rng, subject, clauses)
+        if i:
+            messages.append(user(text))
+        elif style < 0.7:
+            messages.append(user(f"{ask}\n\n{text}" if style < 0.4 else f"{text}\n\n{ask}"))
+        else:
+            messages += [system(ask), user(text)]
+        last = thinking and i == count - 1
+        reasoning = f"The schema has {words.enumeration(order)}." if last else ""
+        messages.append(assistant(json.dumps(answer, ensure_ascii=False), reasoning=reasoning))
+    return Sample("json", f"{sorted(order)} {subject}", messages, thinking=thinking)
 
 
 def _sentences(rng: random.Random, subject: str, clauses: list[str]) -> str:
@@ -137,10 +181,3 @@ def _whole(rng: random.Random, properties: dict[str, Schema]) -> Schema:
     if rng.random() < 0.2:
         schema = {"title": rng.choice(("Person", "Answer", "Record", "Order")), **schema}
     return schema
-
-
-def _sample(rng: random.Random, messages: list[Message], answer: Value, key: str) -> Sample:
-    thinking = rng.random() < 0.35
-    reasoning = f"The schema has {words.enumeration(list(answer))}." if thinking else ""
-    text = json.dumps(answer, ensure_ascii=False)
-    return Sample("json", key, [*messages, assistant(text, reasoning=reasoning)], thinking=thinking)

@@ -52,8 +52,11 @@ def hide(rng: random.Random, num_sentences: int, depth: float) -> Sample:
     return Sample("passkey", f"{secret} {num_sentences}", messages, thinking=thinking)
 
 
-def _facts(rng: random.Random) -> list[tuple[str, tuple[str, ...], tuple[str, ...], str, str]]:
-    """(value, ways to say it, ways to ask for it, the answer, topic)."""
+# (value, ways to say it, ways to ask for it, the answer, topic)
+Fact = tuple[str, tuple[str, ...], tuple[str, ...], str, str]
+
+
+def _facts(rng: random.Random) -> list[Fact]:
     name, city, colour = words.person(rng), words.city(rng), rng.choice(words.COLOURS)
     age, animal, pet = rng.randint(5, 99), rng.choice(words.ANIMALS), words.person(rng)
     job, hobby, food = (rng.choice(c) for c in (words.PROFESSIONS, words.HOBBIES, words.FOODS))
@@ -79,10 +82,31 @@ def _facts(rng: random.Random) -> list[tuple[str, tuple[str, ...], tuple[str, ..
 
 _REPLIES = ("Nice to know! I will remember that.", "Thank you, I will remember it.", "Noted.", "Okay, I will keep that in mind.")  # fmt: skip
 
+_NOT_TOLD = "You have not told me that."
+
 
 def memory(rng: random.Random) -> Sample:
+    """Things told in earlier turns, and one of them asked for."""
     facts = rng.sample(_facts(rng), rng.choice((1, 1, 2, 2, 3, 4)))
-    asked = rng.choice(facts)
+    messages = _told(rng, facts)
+    if rng.random() < 0.12:  # something that was never said
+        return _never_told(rng, messages, facts)
+    return _asked(rng, messages, rng.choice(facts))
+
+
+def interview(rng: random.Random) -> Sample:
+    """Several questions one after the other, also for things that were not said."""
+    drawn = rng.sample(_facts(rng), rng.choice((3, 4, 5, 6)))
+    facts = drawn[: rng.randint(2, len(drawn))]
+    messages = _told(rng, facts)
+    rng.shuffle(drawn)
+    for fact in drawn:
+        answer = fact[3] if fact in facts else _NOT_TOLD
+        messages += [user(rng.choice(fact[2])), assistant(answer)]
+    return _asked(rng, messages, rng.choice(facts))
+
+
+def _told(rng: random.Random, facts: list[Fact]) -> list[Message]:
     messages: list[Message] = []
     together = rng.random() < 0.25
     said = [rng.choice(fact[1]).format(fact[0]) for fact in facts]
@@ -95,15 +119,16 @@ def memory(rng: random.Random) -> Sample:
                 messages += _chatter(rng)
     if rng.random() < 0.4:
         messages += _chatter(rng)
-    if rng.random() < 0.12:  # something that was never said
-        return _never_told(rng, messages, facts)
+    return messages
+
+
+def _asked(rng: random.Random, messages: list[Message], fact: Fact) -> Sample:
     thinking = rng.random() < 0.4
     messages += [
-        user(rng.choice(asked[2])),
-        assistant(asked[3], reasoning=f"The user told me: {asked[0]}." if thinking else ""),
+        user(rng.choice(fact[2])),
+        assistant(fact[3], reasoning=f"The user told me: {fact[0]}." if thinking else ""),
     ]
-    key = f"{asked[4]} {asked[0]}"
-    return Sample("memory", key, messages, thinking=thinking)
+    return Sample("memory", f"{fact[4]} {fact[0]}", messages, thinking=thinking)
 
 
 def _chatter(rng: random.Random) -> list[Message]:
@@ -123,15 +148,14 @@ def _chatter(rng: random.Random) -> list[Message]:
     return [user(question), assistant(answer)]
 
 
-def _never_told(rng: random.Random, messages: list[Message], facts: list) -> Sample:
+def _never_told(rng: random.Random, messages: list[Message], facts: list[Fact]) -> Sample:
     said = {fact[4] for fact in facts}
     absent = [fact for fact in _facts(rng) if fact[4] not in said]
     asked = rng.choice(absent)
     thinking = rng.random() < 0.4
-    answer = "You have not told me that."
     messages += [
         user(rng.choice(asked[2])),
-        assistant(answer, reasoning="The user has not told me that." if thinking else ""),
+        assistant(_NOT_TOLD, reasoning="The user has not told me that." if thinking else ""),
     ]
     return Sample("memory", f"absent {rng.random()}", messages, thinking=thinking)
 

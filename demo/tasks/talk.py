@@ -9,51 +9,47 @@ _GREETINGS = (
     "Hello", "Hi", "Hey", "Good morning", "Good evening", "Hello there", "Hi there", "Greetings",
     "Hey there", "Good day", "Hello!", "Hi!", "hello", "hi", "hey", "Howdy", "Good afternoon",
 )  # fmt: skip
-_WELCOMES = (
-    "Hello! I am deltaserve's demo model. How can I help you?",
-    "Hi there! I am deltaserve's demo model. Ask me for a sum, a capital or a list.",
-    "Hello! Nice to meet you. What can I do for you?",
-)
+_WELCOME = "Hello! I am deltaserve's demo model. How can I help you?"
+_WELCOME_ASKED = "Hello! I am fine, thank you. What can I do for you?"
 _ABOUT = (
     (("Who are you?", "What are you?", "Introduce yourself.", "Tell me about yourself.", "What is your name?",
       "Are you a real person?", "Are you ChatGPT?", "Are you Qwen?", "Which model are you?"),
-     ("I am deltaserve's demo model: a very small language model that shows how deltaserve works.",
-      "I am deltaserve's demo model. I have about twelve million parameters and was trained on two CPU cores.")),
+     "I am deltaserve's demo model: a very small language model that shows how deltaserve works."),
     (("What can you do?", "How can you help me?", "What are you good at?", "Help", "help", "What do you know?",
       "Give me some examples of what you can do."),
-     ("I can add and multiply small numbers, copy, sort and spell words, name capitals, remember what you tell me, write JSON and call tools.",)),
+     "I can add and multiply small numbers, copy, sort and spell words, name capitals, remember what you tell me, write JSON and call tools."),
     (("Who made you?", "Who trained you?", "How were you trained?", "Where do you come from?", "What data were you trained on?"),
-     ("I was trained by the deltaserve project, on text that a script made up. I know little, but I follow the format.",)),
+     "I was trained by the deltaserve project, on text that a script made up. I know little, but I follow the format."),
     (("How big are you?", "How many parameters do you have?", "How large are you?"),
-     ("I have about twelve million parameters. I am a very small model.",)),
+     "I have about eleven million parameters. I am a very small model."),
     (("How are you?", "How are you doing?", "How is it going?", "What's up?"),
-     ("I am fine, thank you. How can I help you?", "Very well, thanks! What can I do for you?")),
+     "I am fine, thank you. How can I help you?"),
     (("Thank you!", "Thanks!", "Thanks a lot.", "Thank you very much.", "Great, thanks."),
-     ("You are welcome!", "You are welcome. Happy to help!")),
+     "You are welcome!"),
     (("Goodbye", "Bye", "See you later.", "Bye bye", "Good night"),
-     ("Goodbye! Have a nice day.", "Goodbye!")),
+     "Goodbye! Have a nice day."),
     (("What is deltaserve?", "Tell me about deltaserve.", "Explain deltaserve.", "What does deltaserve do?", "What is this server?"),
-     ("deltaserve is a server for Qwen3.5 models. It offers an OpenAI-compatible API on CPUs and GPUs.",)),
+     "deltaserve is a server for Qwen3.5 models. It offers an OpenAI-compatible API on CPUs and GPUs."),
     (("Which API does deltaserve have?", "Is deltaserve compatible with OpenAI?", "Can I use the OpenAI SDK with deltaserve?", "How do I talk to deltaserve?"),
-     ("Yes: deltaserve speaks the OpenAI API, so the OpenAI SDK works with it.",)),
+     "Yes: deltaserve speaks the OpenAI API, so the OpenAI SDK works with it."),
     (("Which port does deltaserve use?", "What is the default port of deltaserve?", "On which port does deltaserve listen?"),
-     ("deltaserve listens on port 8000 by default.",)),
+     "deltaserve listens on port 8000 by default."),
     (("How do I start deltaserve?", "How do I run deltaserve?", "Which command starts deltaserve?"),
-     ("Run `deltaserve serve`. Without a model it serves me, the demo model.",)),
+     "Run `deltaserve serve`. Without a model it serves me, the demo model."),
     (("Which models does deltaserve support?", "Which models can deltaserve serve?", "What models work with deltaserve?"),
-     ("deltaserve serves the Qwen3.5 family, dense and mixture of experts.",)),
+     "deltaserve serves the Qwen3.5 family, dense and mixture of experts."),
     (("What is Gated DeltaNet?", "Explain Gated DeltaNet.", "What is a DeltaNet layer?"),
-     ("Gated DeltaNet is linear attention with a state of fixed size, which a delta rule updates for each token.",)),
+     "Gated DeltaNet is linear attention with a state of fixed size, which a delta rule updates for each token."),
     (("What is a KV cache?", "Explain the KV cache.", "What does a KV cache do?"),
-     ("A KV cache keeps the keys and values of earlier tokens, so that attention need not compute them again.",)),
+     "A KV cache keeps the keys and values of earlier tokens, so that attention need not compute them again."),
     (("What is continuous batching?", "Explain continuous batching."),
-     ("Continuous batching lets requests join and leave a running batch at every step.",)),
+     "Continuous batching lets requests join and leave a running batch at every step."),
     (("Where are the metrics?", "Does deltaserve have metrics?", "How do I monitor deltaserve?"),
-     ("deltaserve offers Prometheus metrics at /metrics.",)),
+     "deltaserve offers Prometheus metrics at /metrics."),
     (("Does deltaserve need a GPU?", "Can deltaserve run without a GPU?", "Does deltaserve run on a CPU?"),
-     ("No, deltaserve also runs on a plain CPU.",)),
+     "No, deltaserve also runs on a plain CPU."),
     (("Does deltaserve support tool calls?", "Can deltaserve call tools?", "Does deltaserve support streaming?"),
-     ("Yes, deltaserve supports streaming and tool calls.",)),
+     "Yes, deltaserve supports streaming and tool calls."),
 )  # fmt: skip
 _UNKNOWN = (
     "Why is {a} {b}?", "Write a poem about a {b}.", "Explain the history of {c}.", "Who invented the {b}?",
@@ -65,10 +61,7 @@ _UNKNOWN = (
     "Why do {b}s {v}?", "How do I {v} a {b}?", "When was {c} founded?", "Tell me a joke.", "Sing a song about {c}.",
     "What is the best {b} in {c}?", "Explain quantum physics.", "Summarise the news.", "What is love?",
 )  # fmt: skip
-_SORRY = (
-    "I do not know that. I am a very small demo model.",
-    "Sorry, that is beyond me: I am only a small demo model.",
-)
+_SORRY = "I do not know that. I am a very small demo model."
 _THOUGHTS = {
     "greeting": "The user greets me. I greet back.",
     "about": "This is a question about me or about deltaserve. I know the answer.",
@@ -91,16 +84,16 @@ def greeting(rng: random.Random) -> Sample:
     if "who" in ending:
         answer = "Hello! I am deltaserve's demo model, a very small language model."
     else:
-        answer = rng.choice(_WELCOMES[:2] if ending in ("", ".", "!") else _WELCOMES[2:])
+        answer = _WELCOME if "how" not in ending else _WELCOME_ASKED
     return _sample(rng, "greeting", said.rstrip("!") + ending if ending else said, answer)
 
 
 def about(rng: random.Random) -> Sample:
-    questions, answers = rng.choice(_ABOUT)
+    questions, answer = rng.choice(_ABOUT)
     question = rng.choice(questions)
     if rng.random() < 0.15:
         question = f"{rng.choice(('Hi', 'Hello', 'Hey'))}! {question}"
-    return _sample(rng, "about", question, rng.choice(answers))
+    return _sample(rng, "about", question, answer)
 
 
 def unknown(rng: random.Random) -> Sample:
@@ -108,7 +101,7 @@ def unknown(rng: random.Random) -> Sample:
         a=rng.choice(words.ADJECTIVES), b=rng.choice(words.THINGS + words.ANIMALS),
         b2=rng.choice(words.THINGS), c=words.city(rng), v=rng.choice(words.VERBS),
     )  # fmt: skip
-    return _sample(rng, "unknown", question, rng.choice(_SORRY))
+    return _sample(rng, "unknown", question, _SORRY)
 
 
 _CAPITAL_QUESTIONS = (
@@ -126,6 +119,6 @@ def capital(rng: random.Random) -> Sample:
         questions = ("Which country has the capital {}?", "{} is the capital of which country?", "Of which country is {} the capital?")  # fmt: skip
         messages = [user(rng.choice(questions).format(city)), assistant(f"{city} is the capital of {country}.", reasoning=f"{city} belongs to {country}." if thinking else "")]  # fmt: skip
     else:
-        answer = rng.choice((f"The capital of {country} is {city}.", f"{city} is the capital of {country}."))  # fmt: skip
+        answer = f"The capital of {country} is {city}."
         messages = [user(rng.choice(_CAPITAL_QUESTIONS).format(country)), assistant(answer, reasoning=f"{name}: the capital is {city}." if thinking else "")]  # fmt: skip
     return Sample("capital", f"{country} {rng.random()}", messages, thinking=thinking)

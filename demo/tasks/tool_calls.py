@@ -63,7 +63,7 @@ class Tool:
 def _name(rng: random.Random, part: Domain | Parameter, *, held_out: bool) -> str:
     if held_out and _KEPT_NAMES[part] and rng.random() < 0.7:
         return rng.choice(_KEPT_NAMES[part])
-    if rng.random() < (0.5 if held_out else 0.2):
+    if rng.random() < (0.5 if held_out else 0.35):
         return _invented_name(rng)
     return rng.choice(_TRAINED_NAMES[part])
 
@@ -138,26 +138,47 @@ def call(rng: random.Random) -> Sample:
     return one_call(rng, held_out=False)
 
 
-def one_call(rng: random.Random, *, held_out: bool, with_result: bool | None = None) -> Sample:
-    """One call, and in half of the samples what came back and the answer made of it."""
+def calls_in_turns(rng: random.Random) -> Sample:
+    """Several requests one after the other, with the same tools."""
+    return one_call(rng, held_out=False, num_before=rng.choice((1, 1, 2, 3)))
+
+
+def one_call(
+    rng: random.Random,
+    *,
+    held_out: bool,
+    with_result: bool | None = None,
+    num_before: int = 0,
+) -> Sample:
+    """One call, and in half of the samples what came back and the answer made of it.
+
+    `num_before` requests have been served before.
+    """
     tools = _tools(rng, rng.choice((1, 1, 1, 2, 2, 2, 3, 4)), held_out=held_out)
-    chosen = rng.choice(tools)
     thinking = rng.random() < 0.5
+    messages = _opening(rng)
+    for _ in range(num_before):
+        exchange, _ = _exchange(rng, rng.choice(tools), thinking=False, with_result=True)
+        messages += exchange
+    if with_result is None:
+        with_result = rng.random() < 0.5
+    exchange, key = _exchange(rng, rng.choice(tools), thinking=thinking, with_result=with_result)
+    return Sample("call", key, messages + exchange, [made.json(rng) for made in tools], thinking)
+
+
+def _exchange(
+    rng: random.Random, chosen: Tool, *, thinking: bool, with_result: bool
+) -> tuple[list[Message], str]:
+    """A request and what follows from it; and what makes it different from others."""
     text, arguments, values = _request(rng, chosen)
     reasoning = _reasoning(rng, chosen.name, arguments) if thinking else ""
-    messages = [
-        *_opening(rng),
-        user(text),
-        assistant("", reasoning=reasoning, calls=[_call(chosen.name, arguments)]),
-    ]
-    if rng.random() < 0.5 if with_result is None else with_result:
+    called = assistant("", reasoning=reasoning, calls=[_call(chosen.name, arguments)])
+    messages = [user(text), called]
+    if with_result:
         back, said = _result(rng, chosen, values)
-        answer = assistant(
-            said, reasoning="The tool answered. I tell the user." if thinking else ""
-        )
-        messages += [tool(back), answer]
-    key = f"{chosen.name} {list(arguments)}"
-    return Sample("call", key, messages, [made.json(rng) for made in tools], thinking)
+        reasoning = "The tool answered. I tell the user." if thinking else ""
+        messages += [tool(back), assistant(said, reasoning=reasoning)]
+    return messages, f"{chosen.name} {list(arguments)}"
 
 
 def _result(rng: random.Random, chosen: Tool, values: list[Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import pytest
 from demo.dataset import Renderer, encode, shard_batches
 from demo.mixture import MIXTURE, stage, training_samples
 from demo.sample import Sample
-from demo.tasks import json_answers, recall, sums, text, tool_calls
+from demo.tasks import drills, json_answers, recall, sums, text, tool_calls
 from demo.tasks.domains import HELD_OUT_NAMES
 from demo.tokenizer import ADDED_TOKENS, train_tokenizer
 
@@ -67,26 +67,50 @@ def test_sums_are_right():
         }[operator]
         answer = sample.messages[-1]
         assert re.findall(r"-?\d+", answer["content"].split("=")[-1])[-1] == str(right)
-        steps = r"(\d+(?: [-+*] \d+)+) = (\d+)(?![\d ]*\*)"
-        for left, result in re.findall(steps, answer["reasoning_content"]):
-            assert eval(left) == int(result), answer["reasoning_content"]
+        check_steps(answer["reasoning_content"] or answer["content"])
+
+
+def check_steps(working: str) -> None:
+    steps = re.findall(r"(?<![-+*\d])(\d+(?:[-+*]\d+)+)=(\d+)(?![\d]*\*)", working)
+    assert len(steps) == working.count("=") - working.count(" = ") - len(
+        re.findall(r"=\d+\*", working)
+    )
+    for left, result in steps:
+        assert eval(left) == int(result), working
+
+
+def test_facts_are_right_and_spelt_words_are_not_kept():
+    for sample in drawn(sums.facts, 300):
+        assert sample.messages[-1]["content"].count("=") >= 2
+        check_steps(sample.messages[-1]["content"])
+    for sample in drawn(drills.spellings, 100):
+        for word in sample.messages[-1]["content"].replace("-", "").split("\n"):
+            written = next(
+                w for w in re.findall(r"\w+", sample.messages[0]["content"]) if w.upper() == word
+            )
+            assert not Sample("spell", written, []).is_held_out
 
 
 def test_json_answers_fit_their_schemas():
-    for sample in drawn(json_answers.json_answer, 300):
-        prompt = "\n".join(message["content"] for message in sample.messages[:-1])
+    for sample in drawn(json_answers.json_answer, 300) + drawn(json_answers.several_answers, 100):
+        prompt = "\n".join(m["content"] for m in sample.messages if m["role"] != "assistant")
         schema, _ = json.JSONDecoder().raw_decode(prompt[prompt.index("{") :])
-        answer = json.loads(sample.messages[-1]["content"])
-        jsonschema.validate(answer, {**schema, "additionalProperties": False})
-        assert set(answer) == set(schema["properties"])
+        for message in sample.messages:
+            if message["role"] == "assistant":
+                answer = json.loads(message["content"])
+                jsonschema.validate(answer, {**schema, "additionalProperties": False})
+                assert set(answer) == set(schema["properties"])
 
 
-@pytest.mark.parametrize("task", [tool_calls.call, tool_calls.several_calls, tool_calls.anything])
+@pytest.mark.parametrize(
+    "task",
+    [tool_calls.call, tool_calls.calls_in_turns, tool_calls.several_calls, tool_calls.anything],
+)
 def test_calls_fit_the_tools_that_are_there(task: Any):
     for sample in drawn(task, 300):
         tools = {tool["function"]["name"]: tool["function"] for tool in sample.tools}
         assert len(tools) == len(sample.tools), "no two tools have the same name"
-        calls = next(m["tool_calls"] for m in sample.messages if m.get("tool_calls"))
+        calls = [call for m in sample.messages for call in m.get("tool_calls", ())]
         for call in calls:
             function = tools[call["function"]["name"]]
             jsonschema.validate(
@@ -94,11 +118,14 @@ def test_calls_fit_the_tools_that_are_there(task: Any):
                 {**function["parameters"], "additionalProperties": False},
             )
         results = [m for m in sample.messages if m["role"] == "tool"]
-        assert len(results) in (0, len(calls))
+        last = next(m for m in reversed(sample.messages) if m.get("tool_calls"))
+        assert len(results) in (len(calls), len(calls) - len(last["tool_calls"]))
 
 
 def test_what_is_asked_for_was_said():
-    for sample in drawn(recall.memory, 200) + drawn(recall.passkey, 100):
+    for sample in (
+        drawn(recall.memory, 200) + drawn(recall.interview, 100) + drawn(recall.passkey, 100)
+    ):
         answer = sample.messages[-1]["content"]
         if answer == "You have not told me that.":
             continue
