@@ -1,7 +1,7 @@
 """Token ids in, token ids out. All the server may use; none of it loads torch."""
 
 from engine.client import EngineClient, EngineInfo, EngineState, EngineStats
-from engine.config import EngineConfig, MemoryPlan, ModelConfig
+from engine.config import EngineConfig, MemoryPlan, ModelConfig, VisionConfig
 from engine.errors import (
     CallerError,
     EngineDied,
@@ -17,7 +17,7 @@ from engine.errors import (
 from engine.grammar import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from engine.host_memory import available_bytes
 from engine.memory_plan import plan_memory
-from engine.request import FinishReason, Request, SamplingParams, TokenDelta, TokenLogprobs
+from engine.request import FinishReason, Media, Request, SamplingParams, TokenDelta, TokenLogprobs
 from engine.tokenizer import open_tokenizer, piece_bytes, read_config_file
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "GrammarError",
     "GrammarSpec",
     "GrammarStuck",
+    "Media",
     "MemoryPlan",
     "ModelConfig",
     "QueueFull",
@@ -46,6 +47,7 @@ __all__ = [
     "SamplingParams",
     "TokenDelta",
     "TokenLogprobs",
+    "VisionConfig",
     "Vocabulary",
     "available_bytes",
     "open_tokenizer",

@@ -27,6 +27,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     num_pages: int
     num_slots: int
     cache_bytes: int
+    serves_media: bool = False  # the vision tower is loaded
     warnings: tuple[str, ...] = ()
 
     @property

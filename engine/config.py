@@ -28,6 +28,29 @@ YARN_DEFAULTS = {  # of the released models; other values change the frequencies
 }
 
 
+class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The vision tower of a checkpoint."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    in_channels: int
+    patch_size: int  # pixels
+    temporal_patch_size: int  # frames
+    spatial_merge_size: int  # patches of a side that become one token
+    num_position_embeddings: int  # a square table
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+
+    @property
+    def merged_size(self) -> int:
+        """Pixels of a side of one token: what heights and widths are multiples of."""
+        return self.patch_size * self.spatial_merge_size
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The text model of a Qwen3.5-family checkpoint: every field the engine needs, no other."""
 
@@ -61,6 +84,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_experts_per_tok: int
     moe_intermediate_size: int
     shared_expert_intermediate_size: int
+
+    vision: VisionConfig | None = None  # as configured; whether its weights are there is another
 
     @property
     def num_layers(self) -> int:

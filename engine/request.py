@@ -58,12 +58,28 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     num_prompt_logprobs: int | None = None  # the same, of every prompt token
 
 
+class Media(msgspec.Struct, frozen=True, array_like=True):
+    """A picture in a prompt: an image, or one temporal patch of a video.
+
+    Its placeholder tokens stand at `prompt_ids[start : start + n]`, where n is the number of merged
+    patches, (height / 32) * (width / 32) for the released models. Sides are multiples of the
+    tower's merged patch. A video is several of these, with text between them.
+    """
+
+    start: int
+    num_frames: int  # 1, an image; or the tower's temporal patch size, of a video
+    height: int  # pixels
+    width: int
+    pixels: bytes  # uint8 RGB, [num_frames, height, width, 3]
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to generate. `id` is the server's own and unique; `n` choices are n requests."""
 
     id: str
     prompt_ids: tuple[int, ...]  # at least one
     sampling: SamplingParams
+    media: tuple[Media, ...] = ()  # in prompt order, not overlapping; only for models with a tower
     priority: int = 0  # lower runs first; ties in order of arrival
 
     @property
