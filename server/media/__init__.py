@@ -1,0 +1,1 @@
+"""Images and videos of a request: fetched, decoded and resized, under limits."""
