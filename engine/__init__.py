@@ -1,7 +1,7 @@
 """Token ids in, token ids out. All the server may use; none of it loads torch."""
 
 from engine.client import EngineClient, EngineInfo, EngineState, EngineStats
-from engine.config import EngineConfig, MemoryPlan, ModelConfig, VisionConfig
+from engine.config import EngineConfig, MemoryPlan, ModelConfig
 from engine.errors import (
     CallerError,
     EngineDied,
@@ -19,6 +19,7 @@ from engine.host_memory import available_bytes
 from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Media, Request, SamplingParams, TokenDelta, TokenLogprobs
 from engine.tokenizer import open_tokenizer, piece_bytes, read_config_file
+from engine.vision_config import VisionConfig
 
 __all__ = [
     "CallerError",

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import torch
 
 from engine.client import EngineInfo
@@ -49,7 +50,15 @@ def build(config: EngineConfig) -> Built:
     dtype = resolve_dtype(config.dtype, model_config)
     with ThreadPoolExecutor(1) as beside:  # a quarter of a million tokens take a second to read
         vocabulary = beside.submit(_read_vocabulary, config, model_config)
-        loaded = load_model(model_dir, model_config, config.dtype, device=device.torch_device)
+        loaded = load_model(
+            model_dir,
+            model_config,
+            config.dtype,
+            device=device.torch_device,
+            language_model_only=config.language_model_only,
+        )
+    if loaded.tower is None:
+        model_config = msgspec.structs.replace(model_config, vision=None)
     memory = _plan_memory(config, model_config, loaded, dtype, device)
     runner = Runner(
         loaded.model,
@@ -60,6 +69,7 @@ def build(config: EngineConfig) -> Built:
         max_model_len=memory.max_model_len,
         device=device,
         grammars=_make_grammars(vocabulary.result(), num_slots=memory.num_slots + 1),
+        tower=loaded.tower,
     )
     on_cpu = isinstance(device, CpuDevice)
     return Built(
@@ -69,6 +79,7 @@ def build(config: EngineConfig) -> Built:
         # A GPU's kernels are compiled when they first run, and those of a full step are others.
         warm_up_tokens=PAGE_TOKENS + 1 if on_cpu else memory.max_step_tokens,
         on_ready=runner.begin_captures,
+        progress=lambda: runner.progress,
         info=EngineInfo(
             pid=os.getpid(),
             architecture=model_config.architecture,
@@ -84,6 +95,7 @@ def build(config: EngineConfig) -> Built:
             num_slots=memory.num_slots,
             cache_bytes=(memory.num_pages + 1) * memory.page_bytes
             + (memory.num_slots + 1) * memory.slot_bytes,
+            serves_media=loaded.tower is not None,
             warnings=memory.warnings,
         ),
     )

@@ -46,6 +46,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     num_slots: int = 0
     num_preemptions: int = 0
     num_steps: int = 0
+    step_progress: int = 0  # grows within a step that takes long and is well
     num_restarts: int = 0
     new_step_tokens: tuple[int, ...] = ()  # tokens of each step since the stats before
     new_step_s: tuple[float, ...] = ()  # seconds of each step since the stats before

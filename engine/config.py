@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from engine.plan import PAGE_TOKENS
+from engine.vision_config import VisionConfig
 
 SUPPORTED_ARCHITECTURES = (
     "Qwen3_5MoeForConditionalGeneration",
@@ -26,29 +27,6 @@ YARN_DEFAULTS = {  # of the released models; other values change the frequencies
     "mscale_all_dim": None,
     "truncate": True,
 }
-
-
-class VisionConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The vision tower of a checkpoint."""
-
-    depth: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
-    in_channels: int
-    patch_size: int  # pixels
-    temporal_patch_size: int  # frames
-    spatial_merge_size: int  # patches of a side that become one token
-    num_position_embeddings: int  # a square table
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-
-    @property
-    def merged_size(self) -> int:
-        """Pixels of a side of one token: what heights and widths are multiples of."""
-        return self.patch_size * self.spatial_merge_size
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -226,6 +204,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
             shared_expert_intermediate_size=(
                 int(text["shared_expert_intermediate_size"]) if is_moe else 0
             ),
+            vision=(
+                VisionConfig.from_raw(raw, text_hidden_size=int(text["hidden_size"]))
+                if architecture.endswith("ForConditionalGeneration")
+                else None
+            ),
         )
 
 
@@ -247,6 +230,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None  # CPU threads of the model; None: torch's choice
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU if there is one
     enforce_eager: bool = False  # no graphs on a GPU
+    language_model_only: bool = False  # leave the vision tower out, and with it all pictures
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """A GPU's memory by arithmetic: what weights, activations and the driver leave for the caches.
 
 Nothing is run to find out. The bound on activations counts every tensor of a layer as if all were
-alive at once, though most are not; it is small beside the caches all the same. No torch here.
+alive at once, though most are not; it is small beside the caches all the same. So is the bound on
+encoding a picture, which happens before the layers of its step run. No torch here.
 """
 
 from math import ceil
@@ -9,10 +10,14 @@ from math import ceil
 from engine.config import EngineConfig, ModelConfig
 from engine.memory_plan import Defaults, fitting_step_tokens
 from engine.plan import PAGE_TOKENS
+from engine.vision_config import VisionConfig
 
 CONTEXT_BYTES = 1 << 30  # the driver's context, loaded kernels, and what fragments
 LOGITS_ROWS = 64  # scored at once
 LOGITS_BYTES = 40  # of a row and an id: logits, weights in fp32, their running sum in fp64, copies
+FEATURE_CACHE_BYTES = 256 << 20  # of pictures that were encoded before
+LARGEST_PICTURE = 16_777_216  # pixels
+TOWER_ROWS = 4096  # patches for which the tower makes what is wider than they are
 DECODE_SPLITS = 128  # partial results of a decode row's attention, at most
 
 
@@ -31,6 +36,8 @@ def cache_budget(
     `free_bytes`, once the weights are loaded, says what others left of it.
     """
     activations = activation_bytes(model, config, defaults=defaults, dtype_bytes=dtype_bytes)
+    if model.vision is not None:
+        activations += picture_bytes(model.vision, model.hidden_size, dtype_bytes=dtype_bytes)
     share = int(config.memory_utilization * total_bytes) - weight_bytes - CONTEXT_BYTES
     return max(0, min(share, free_bytes) - activations)
 
@@ -49,6 +56,29 @@ def activation_bytes(
         + 2 * num_seqs * per_decode  # once eager, once in the graphs' own pool
         + LOGITS_ROWS * model.vocab_size * LOGITS_BYTES
     )
+
+
+def picture_bytes(tower: VisionConfig, text_hidden_size: int, *, dtype_bytes: int) -> int:
+    """What encoding the largest picture takes, and keeping the features of it and of others."""
+    W, F, E = tower.hidden_size, tower.intermediate_size, tower.head_dim
+    C = tower.in_channels * tower.temporal_patch_size * tower.patch_size**2  # numbers in a patch
+    N = LARGEST_PICTURE // tower.patch_size**2
+    per_patch = (
+        3 * C  # pixels, and these in the order of patches
+        + dtype_bytes * 4 * W  # residual stream, queries, keys and values
+        + 4 * 4 * E  # angles
+        + 8 * 4  # rows and columns
+    )
+    per_row = (
+        (dtype_bytes + 4 * 3) * C  # normalised
+        + (dtype_bytes * 2 + 4 * 4) * W  # and embedded
+        + (dtype_bytes * 8 + 4 * 6) * W  # attention, turned in fp32
+        + dtype_bytes * (2 * F + 2 * W)
+        + dtype_bytes * 4 * W  # merged
+    )
+    features = dtype_bytes * text_hidden_size * (N // tower.spatial_merge_size**2)
+    # In pieces, whole, of another sequence that is half through its own, and in the step's rows.
+    return N * per_patch + TOWER_ROWS * per_row + 4 * features + FEATURE_CACHE_BYTES
 
 
 def _layer_bytes(model: ModelConfig, dtype_bytes: int) -> int:

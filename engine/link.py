@@ -124,7 +124,7 @@ class EngineLink:
         self._send(Forget(name))
 
     def take_moved(self) -> bool:
-        """Whether the engine said, since the last call, that it made a step or has none to make."""
+        """Whether the engine said, since the last call, that it got on or has nothing to do."""
         moved, self._moved = self._moved, False
         return moved
 
@@ -188,7 +188,11 @@ class EngineLink:
             self._on_ready(info)
 
     def _note_heartbeat(self, stats: EngineStats, has_work: bool) -> None:
-        if not has_work or stats.num_steps != self._stats.num_steps:
+        before = self._stats
+        if not has_work or (stats.num_steps, stats.step_progress) != (
+            before.num_steps,
+            before.step_progress,
+        ):
             self._moved = True
         self._stats = stats
         if self._on_stats is not None:

@@ -8,7 +8,7 @@ thread.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -61,7 +61,9 @@ class EngineLoop:
         max_step_tokens: int,
         max_waiting: int,
         queue_timeout_s: float,
+        progress: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`progress` grows while a step that takes long is well."""
         self._pages = pages
         self._slots = slots
         self._scheduler = Scheduler(
@@ -70,6 +72,7 @@ class EngineLoop:
         self._runner = runner
         self._mailbox = mailbox
         self._queue_timeout_s = queue_timeout_s
+        self._progress = progress
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
         self._submitted_at: dict[str, float] = {}  # of requests that were in no plan yet
         self._queue_s: dict[str, float] = {}  # of requests whose first delta is not out
@@ -125,6 +128,9 @@ class EngineLoop:
         for request_id in result.failed:
             self._forget(request_id)
             self._send_failure(request_id, GrammarStuck("the grammar allows nothing to follow"))
+        for request_id in result.unencoded:
+            self._forget(request_id)
+            self._send_failure(request_id, RequestFailed("the engine could not encode a picture"))
         deltas = self._scheduler.commit(plan, result)
         if deltas:
             self._mailbox.send(Deltas(tuple(self._with_queue_time(delta) for delta in deltas)))
@@ -134,7 +140,7 @@ class EngineLoop:
             try:
                 return handle.result(timeout=HEARTBEAT_S)
             except TimeoutError:
-                self._beat()  # the loop is well; whether the step is, the step counter tells
+                self._beat()  # the loop is well; whether the step is, its counters tell
 
     def _contain(self, plan: StepPlan, error: Exception) -> None:
         """A failed step costs one request; several in a row are the engine's death."""
@@ -200,6 +206,7 @@ class EngineLoop:
             num_slots=self._slots.num_slots,
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
+            step_progress=self._progress(),
             new_step_tokens=tuple(self._step_tokens),
             new_step_s=tuple(self._step_s),
         )

@@ -8,7 +8,7 @@ whose last token the host does not know yet.
 
 from dataclasses import dataclass
 
-from engine.request import SamplingParams, TokenLogprobs
+from engine.request import Media, SamplingParams, TokenLogprobs
 
 PAGE_TOKENS = 64  # KV page size and DeltaNet chunk: one absolute grid from the sequence start
 SCRATCH = 0  # page 0 and slot 0 belong to padding rows and to nobody else
@@ -26,6 +26,7 @@ class Admit:
     num_prompt_tokens: int
     ids: tuple[int, ...]  # prompt, then the output known so far (for penalties and `bad_words`)
     sampling: SamplingParams
+    media: tuple[Media, ...] = ()  # in order; the placeholders are among the prompt's ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +71,4 @@ class StepResult:
     prompt_logprobs: tuple[tuple[TokenLogprobs, ...], ...] = ()
     # Requests that cannot go on, because their grammar ran into a limit; their tokens mean nothing.
     failed: tuple[str, ...] = ()
+    unencoded: tuple[str, ...] = ()  # the same, because a picture of theirs could not be encoded

@@ -3,7 +3,7 @@
 Owns the child, the folder of its socket, and the link by which this process speaks to it, all on
 one asyncio loop. What can happen:
 
-- the child dies, or its step counter stands still for `stall_limit_s` while there is work: every
+- the child dies, or its step counters stand still for `stall_limit_s` while there is work: every
   open stream raises EngineDied, the state is `dead`, and the engine is started again after 1, 2,
   4 .. 60 s, at most `MAX_RESTARTS` times in `RESTART_WINDOW_S`; then `on_give_up` is called;
 - the first start fails: `start` raises EngineDied and no child is left;

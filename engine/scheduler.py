@@ -89,7 +89,13 @@ class Scheduler:
                 budget -= num_tokens
         while self._waiting and (seq := self._admit(budget)):
             admits.append(
-                Admit(seq.slot, seq.num_prompt, tuple(seq.ids), sampling=seq.request.sampling)
+                Admit(
+                    seq.slot,
+                    seq.num_prompt,
+                    tuple(seq.ids),
+                    sampling=seq.request.sampling,
+                    media=seq.request.media,
+                )
             )
             num_tokens = _chunk(seq, budget)
             slices.append(self._take(seq, num_tokens))

@@ -39,6 +39,7 @@ class Built:
     num_real_tokens: int
     warm_up_tokens: int = PAGE_TOKENS + 1  # of the longer prompt: more than a page
     on_ready: Callable[[], None] = lambda: None  # after the warm-up
+    progress: Callable[[], int] = lambda: 0  # grows while a long step is well
 
 
 def main(build: Callable[[EngineConfig], Built]) -> None:
@@ -141,6 +142,7 @@ def _make_loop(
         max_step_tokens=built.memory.max_step_tokens,
         max_waiting=config.max_waiting if config else 2,
         queue_timeout_s=config.queue_timeout_s if config else 3600.0,
+        progress=built.progress,
     )
 
 

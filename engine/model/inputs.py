@@ -8,6 +8,13 @@ W convolution kernel width, X = W - 1 saved columns, P pages or slots of a pool,
 F expert or FFN width, J experts.
 
 Rows: the B decode rows come first, one token each; then the S prefill slices, packed.
+
+Where a row stands in its sequence is told by `location`, `start` and `length`. `position` is what
+its rotary angle is made from, and nothing else: behind a picture the two differ, and inside of one
+there are three positions. Decode rows never need more than one, so the inputs of a graph are the
+same with and without pictures.
+
+Z rows get the features of a picture instead of their token's embedding.
 """
 
 from dataclasses import dataclass
@@ -16,9 +23,17 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """What pictures put in the place of embeddings."""
+
+    row_Z: torch.Tensor  # int64, of the step's T rows, each once
+    feature_ZD: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     token_id_T: torch.Tensor  # int64
-    position_T: torch.Tensor  # int64, from the start of the sequence
+    position_T: torch.Tensor  # int64: of text, the index in the sequence
     location_T: torch.Tensor  # int64: page * PAGE_TOKENS + offset, where the token's K and V go
 
     decode_slot_B: torch.Tensor  # int64
@@ -29,6 +44,9 @@ class StepInputs:
     prefill_start_S: torch.Tensor  # int32: position of the slice's first token; 0 means zero state
     prefill_offset_S1: torch.Tensor  # int32: rows of slice s are B + offset[s] .. B + offset[s + 1]
     prefill_page_SM: torch.Tensor  # int32
+
+    position_3T: torch.Tensor | None = None  # int64: time, height, width; None: all `position_T`
+    features: Features | None = None
 
     @property
     def num_decodes(self) -> int:

@@ -60,11 +60,14 @@ class Qwen3_5:
 
     def forward(self, inputs: StepInputs, caches: Caches) -> torch.Tensor:
         """Return hidden_TD after the final norm. Writes this step's tokens into `caches`."""
-        cos_sin = self._rotary.cos_sin(inputs.position_T)
+        streams_3T = inputs.position_3T
+        cos_sin = self._rotary.cos_sin(inputs.position_T if streams_3T is None else streams_3T)
         kvs_P2GOE = iter(caches.kv_LP2GOE)
         states = iter(zip(caches.conv_LPCX, caches.state_LPNKV, strict=True))
 
         residual_TD = embed(inputs.token_id_T, self.embedding_VD)
+        if inputs.features is not None:
+            residual_TD.index_copy_(0, inputs.features.row_Z, inputs.features.feature_ZD)
         for layer in self.layers:
             norm_D = layer.input_norm_D
             if isinstance(layer.mixer, Attention):

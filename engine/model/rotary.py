@@ -8,7 +8,7 @@ and sines grow by 0.1 ln(factor) + 1, which sharpens the turned part of the logi
 
 Text has one stream of positions. A picture has three (time, height, width), and there every
 frequency belongs to one stream: `mrope_section` says how many go to each, interleaved t h w t h w.
-That choice is made on the angles, after the frequencies were stretched: `cos_sin` is its place.
+Which frequency that is does not depend on whether it was stretched.
 
 Everything is fp32 here: positions reach a million, where bf16 cannot tell neighbours apart.
 """
@@ -27,13 +27,29 @@ class Rotary:
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
         self.frequency_R2, self.scale = _frequencies(config)
         self.frequency_R2 = self.frequency_R2.to(device)
+        self.stream_R2 = _streams(config.mrope_section, len(self.frequency_R2)).to(device)
 
-    def cos_sin(self, position_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos_TR and sin_TR, fp32. A row depends on its position only, to the bit."""
-        angle_TR2 = position_T.float()[:, None] * self.frequency_R2
+    def cos_sin(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos_TR and sin_TR, fp32, of position_T or position_3T: the same where all three agree.
+
+        A row depends on its own position only, to the bit.
+        """
+        if position.dim() == 2:
+            position_TR2 = position.float()[self.stream_R2].T.contiguous()
+        else:
+            position_TR2 = position.float()[:, None]
+        angle_TR2 = position_TR2 * self.frequency_R2
         cos_TR2 = angle_TR2.cos() * self.scale
         sin_TR2 = angle_TR2.sin() * self.scale
         return torch.cat((cos_TR2, cos_TR2), dim=-1), torch.cat((sin_TR2, sin_TR2), dim=-1)
+
+
+def _streams(section: tuple[int, int, int], num_pairs: int) -> torch.Tensor:
+    """Which of time 0, height 1 and width 2 each pair turns by."""
+    stream_R2 = torch.zeros(num_pairs, dtype=torch.int64)
+    for stream in (1, 2):
+        stream_R2[stream : 3 * section[stream] : 3] = stream
+    return stream_R2
 
 
 def _frequencies(config: ModelConfig) -> tuple[torch.Tensor, float]:

@@ -3,7 +3,9 @@
 The model says where things belong: `Qwen3_5.places` maps a checkpoint name to a view of one of its
 parameters, of the stored tensor's shape. Fused parameters are several views of one tensor, so
 fusing costs nothing and nothing is held twice. Here names are brought to one spelling, what is
-there is compared with what is needed (before any byte is read), and bytes are copied.
+there is compared with what is needed (before any byte is read), and bytes are copied. The vision
+tower is a second model in the same files, under its prefix; some have its configuration only, and
+these are served as text.
 
 The copy in `_fill` is the only line that sees a whole stored tensor next to its place: when ranks
 hold parts, a place says which part it is, and that line cuts it.
@@ -12,7 +14,7 @@ hold parts, a place says which part it is, and that line cuts it.
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +25,14 @@ from tqdm import tqdm
 from engine.config import ModelConfig
 from engine.model.checkpoint import Checkpoint, CheckpointError, StoredTensor
 from engine.model.qwen3_5 import Qwen3_5
+from engine.model.vision import VisionTower
 
 _log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
-NOT_SERVED = {"visual.": "vision", "mtp.": "multi-token prediction"}
+TOWER = "visual."
+OPTIONAL = {TOWER: "vision", "mtp.": "multi-token prediction"}
 EMBEDDING = "embed_tokens.weight"
 HEAD = "lm_head.weight"
 NUM_NAMED = 6  # names in an error message before "and 12 more"
@@ -40,7 +44,8 @@ _SINGLE_EXPERT = re.compile(r"layers\.(\d+)\.mlp\.experts\.\d+\.")
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     model: Qwen3_5
-    num_parameters: int
+    tower: VisionTower | None
+    num_parameters: int  # of both
     weight_bytes: int  # in memory, which may differ from the files'
     load_s: float
 
@@ -51,22 +56,32 @@ def load_model(
     dtype: str = "auto",
     *,
     device: torch.device | None = None,
+    language_model_only: bool = False,
     shows_progress: bool = True,
 ) -> LoadedModel:
     """Build the model in `dtype` ("auto": the checkpoint's) and fill it from `model_dir`.
+
+    The vision tower is built where `config` describes it and `model_dir` holds any of it.
 
     Raises `CheckpointError`, before the first weight is read where headers can tell.
     """
     started_s = time.monotonic()
     checkpoint = Checkpoint(model_dir)
-    stored = _by_canonical_name(checkpoint.tensors)
+    wanted = {TOWER} if config.vision is not None and not language_model_only else set[str]()
+    stored = _by_canonical_name(checkpoint.tensors, wanted)
     config = _settle_head(checkpoint, stored, config)
-    model = Qwen3_5(config, resolve_dtype(dtype, config), device or torch.device("cpu"))
+    torch_dtype, device = resolve_dtype(dtype, config), device or torch.device("cpu")
+    model = Qwen3_5(config, torch_dtype, device)
     places = model.places(_layers_with_single_experts(stored))
+    tower = None
+    if config.vision is not None and any(name.startswith(TOWER) for name in stored):
+        tower = VisionTower(config.vision, torch_dtype, device, text_hidden_size=config.hidden_size)
+        places |= {TOWER + name: place for name, place in tower.places().items()}
     _check_fit(places, stored)
     _fill(places, checkpoint, {stored[name].name: name for name in places}, shows_progress)
     return LoadedModel(
         model=model,
+        tower=tower,
         num_parameters=sum(place.numel() for place in places.values()),
         weight_bytes=sum(place.numel() * place.element_size() for place in places.values()),
         load_s=time.monotonic() - started_s,
@@ -80,17 +95,20 @@ def resolve_dtype(dtype: str, config: ModelConfig) -> torch.dtype:
     return DTYPES[name]
 
 
-def _by_canonical_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Key the language model's tensors without prefix: `layers.0...`, `norm.weight`, `lm_head...`.
+def _by_canonical_name(
+    tensors: Mapping[str, StoredTensor], wanted: Set[str]
+) -> dict[str, StoredTensor]:
+    """Key the tensors without prefix: `layers.0...`, `norm.weight`, `lm_head...`, `visual...`.
 
-    Drops, and logs, the parts that are not served.
+    Drops, and logs, those of the `OPTIONAL` parts that are not `wanted`.
     """
     stored: dict[str, StoredTensor] = {}
-    skipped: dict[str, list[StoredTensor]] = {part: [] for part in NOT_SERVED.values()}
+    unwanted = {start: what for start, what in OPTIONAL.items() if start not in wanted}
+    skipped: dict[str, list[StoredTensor]] = {what: [] for what in unwanted.values()}
     for tensor in tensors.values():
         prefix = next(filter(tensor.name.startswith, PREFIXES), "")
         name = tensor.name.removeprefix(prefix)
-        part = next((NOT_SERVED[start] for start in NOT_SERVED if name.startswith(start)), None)
+        part = next((unwanted[start] for start in unwanted if name.startswith(start)), None)
         if part is not None:
             skipped[part].append(tensor)
             continue
@@ -105,7 +123,7 @@ def _by_canonical_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredT
         if parts
     ]
     if counts:
-        _log.info("not loaded, because not served yet: %s", " and ".join(counts))
+        _log.info("not loaded, because not served: %s", " and ".join(counts))
     return stored
 
 

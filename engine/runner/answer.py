@@ -74,11 +74,13 @@ class Answer:
         drawn: Sequence[Drawn],
         prompt_scores: Sequence[Sequence[Scores]],
         failed: Sequence[str],
+        unencoded: Sequence[str],
     ) -> None:
         """`prompt_scores`: the pieces of each slice that scores its prompt."""
         self._drawn = drawn
         self._prompt_scores = prompt_scores
         self._failed = tuple(failed)
+        self._unencoded = tuple(unencoded)
         parts: list[Drawn | Scores] = [
             *drawn,
             *(piece for pieces in prompt_scores for piece in pieces),
@@ -109,4 +111,4 @@ class Answer:
             tuple(entry for piece in pieces for entry in piece.read(host))
             for pieces in self._prompt_scores
         )
-        return StepResult(tuple(tokens), tuple(logprobs), prompt, self._failed)
+        return StepResult(tuple(tokens), tuple(logprobs), prompt, self._failed, self._unencoded)

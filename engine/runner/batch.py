@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.model.inputs import StepInputs
+from engine.model.inputs import Features, StepInputs
 from engine.plan import PAGE_TOKENS, SCRATCH, StepPlan
+from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
 from engine.runner.staging import Staging, staged_bytes
 
@@ -58,6 +59,7 @@ class Batch:
     prefill_slot_S: torch.Tensor
     prefill_start_S: torch.Tensor
     prefill_offset_S1: torch.Tensor
+    position_3T: torch.Tensor | None  # not of a graph's buffers: a graph has no prefills
     num_decode_pages: int  # wanted in each row of the page tables
     num_prefill_pages: int
     has_unknown: bool
@@ -67,9 +69,18 @@ class Batch:
 class BatchBuilder:
     """Owns the page tables. Slices of one plan that share a slot must share their pages."""
 
-    def __init__(self, rows: Rows, *, num_slots: int, max_step_tokens: int, max_pages: int) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        positions: SlotPositions,
+        *,
+        num_slots: int,
+        max_step_tokens: int,
+        max_pages: int,
+    ) -> None:
         """`num_slots` counts the scratch slot; `max_pages` is of one sequence."""
         self._rows = rows
+        self._positions = positions
         self._page_PA = np.zeros((num_slots, max_pages), dtype=np.int32)
         self._num_pages = [0] * num_slots
         self._device_page_PA = torch.zeros(
@@ -116,9 +127,10 @@ class BatchBuilder:
         length_I.cumsum(out=offset_I1[1:])
 
         slot_T = slot_I.repeat(length_I)
-        position_T = np.arange(len(ids)) + (start_I - offset_I1[:-1]).repeat(length_I)
-        page_T = self._page_PA[slot_T, position_T // PAGE_TOKENS]
-        location_T = page_T.astype(np.int64) * PAGE_TOKENS + position_T % PAGE_TOKENS
+        index_T = np.arange(len(ids)) + (start_I - offset_I1[:-1]).repeat(length_I)
+        page_T = self._page_PA[slot_T, index_T // PAGE_TOKENS]
+        location_T = page_T.astype(np.int64) * PAGE_TOKENS + index_T % PAGE_TOKENS
+        position_T, position_3T = self._positions.of(plan.slices, index_T)
         decodes = [
             np.array(ids, dtype=np.int64),
             position_T,
@@ -147,13 +159,14 @@ class BatchBuilder:
             self._device_page_PA.view(-1).scatter_(0, views[-2], views[-1])
         return Batch(
             *views[:8],
+            position_3T=None if position_3T is None else self._rows.device.upload(position_3T),
             num_decode_pages=self._width(slot_I[:B]),
             num_prefill_pages=self._width(slot_I[B:]),
             has_unknown=num_unknown > 0,
             sampled=SampledRows(slot_R.tolist(), position_R.tolist(), *views[8:11]),
         )
 
-    def inputs(self, batch: Batch) -> StepInputs:
+    def inputs(self, batch: Batch, features: Features | None = None) -> StepInputs:
         """What is left to do, where the rows are. Fills in the batch's unknown tokens."""
         slot_B = batch.decode_slot_B
         if batch.has_unknown:
@@ -173,6 +186,8 @@ class BatchBuilder:
             prefill_start_S=batch.prefill_start_S,
             prefill_offset_S1=batch.prefill_offset_S1,
             prefill_page_SM=prefill_page_PM.index_select(0, batch.prefill_slot_S),
+            position_3T=batch.position_3T,
+            features=features,
         )
 
     def _new_pages(self, added: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

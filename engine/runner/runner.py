@@ -24,7 +24,7 @@ from typing import Protocol
 
 import torch
 
-from engine.device_memory import LOGITS_ROWS
+from engine.device_memory import FEATURE_CACHE_BYTES, LOGITS_ROWS
 from engine.grammar import GrammarError, GrammarRows
 from engine.model.inputs import Caches, StepInputs
 from engine.plan import PAGE_TOKENS, SCRATCH, Admit, Slice, StepPlan, StepResult
@@ -32,6 +32,8 @@ from engine.runner.answer import Answer, Drawn, Scores
 from engine.runner.batch import BatchBuilder, SampledRows
 from engine.runner.device import CpuDevice, Device
 from engine.runner.graphs import DecodeGraphs
+from engine.runner.pictures import Pictures, Tower
+from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
 from engine.runner.sampler import Masks, sample, score
 from engine.runner.thread import IDLE_S, RunnerThread
@@ -86,11 +88,12 @@ class Runner:
         max_model_len: int,
         device: Device | None = None,
         grammars: GrammarRows | None = None,
+        tower: Tower | None = None,
     ) -> None:
         """`num_slots` counts the scratch slot; ids from `num_real_tokens` on are never sampled.
 
-        Model and caches are on `device`, by default the CPU. Without `grammars`, no request may
-        have one.
+        Model, tower and caches are on `device`, by default the CPU. Without `grammars`, no request
+        may have one; without a `tower`, no picture.
         """
         self._model = model
         self._caches = caches
@@ -98,8 +101,13 @@ class Runner:
         self._rows = Rows(num_slots=num_slots, num_real_tokens=num_real_tokens, device=self._device)
         self._grammars = grammars
         self._unread: deque[tuple[Answer, dict[int, int]]] = deque()  # rows of slots with grammars
+        self._pictures = Pictures(
+            tower, self._device, num_slots=num_slots, cache_bytes=FEATURE_CACHE_BYTES
+        )
+        self._positions = SlotPositions(num_slots)
         self._batches = BatchBuilder(
             self._rows,
+            self._positions,
             num_slots=num_slots,
             max_step_tokens=max_step_tokens,
             max_pages=-(-max_model_len // PAGE_TOKENS),
@@ -129,6 +137,11 @@ class Runner:
         """Hold the caller until nothing is left to capture, for measurements and tests."""
         while not self._graphs.is_complete:
             time.sleep(IDLE_S)
+
+    @property
+    def progress(self) -> int:
+        """Grows within a step as long as that encodes pictures, which may take minutes."""
+        return self._pictures.num_pieces
 
     def stop(self) -> None:
         """Drop the steps that have not begun, and wait for the one that has."""
@@ -167,13 +180,16 @@ class Runner:
         """Queue all of a step."""
         for admit in plan.admits:  # this cannot fail, so no step ever sees another owner's pages
             self._batches.forget(admit.slot)
+            grids = self._pictures.admit(admit.slot, admit.media)
+            self._positions.admit(admit.slot, grids)
         for admit in plan.admits:
             self._rows.admit(admit)
             self._admit_grammar(admit)
         self._advance_grammars(waits=False)
         if not plan.slices:
-            return Answer(self._device, [], [], [])
-        hidden_TD, sampled = self._forward(plan)
+            return Answer(self._device, [], [], [], [])
+        unencoded: list[str] = []
+        hidden_TD, sampled = self._forward(plan, unencoded)
         ends = list(accumulate(part.num_tokens for part in plan.slices))
         # Scores first: they read the rows as the plan found them.
         prompt_scores = [
@@ -187,19 +203,23 @@ class Runner:
         for i in range(0, len(parts), LOGITS_ROWS):
             few = slice(i, i + LOGITS_ROWS)
             drawn.append(self._sample(hidden_TD, sampled[few], parts[few], failed))
-        answer = Answer(self._device, drawn, prompt_scores, failed)
+        answer = Answer(self._device, drawn, prompt_scores, failed, unencoded)
         if rows := {p.slot: i for i, p in enumerate(parts) if self._rows[p.slot].has_grammar}:
             self._unread.append((answer, rows))
             self._advance_grammars(waits=False)
         return answer
 
-    def _forward(self, plan: StepPlan) -> tuple[torch.Tensor, SampledRows]:
-        """hidden_TD, with rows of scratch at its end if a graph was replayed."""
+    def _forward(self, plan: StepPlan, unencoded: list[str]) -> tuple[torch.Tensor, SampledRows]:
+        """hidden_TD, with rows of scratch at its end if a graph was replayed.
+
+        Adds to `unencoded` whose pictures could not be encoded.
+        """
         only_decodes = all(part.decodes for part in plan.slices)
         found = self._graphs.find(len(plan.slices)) if only_decodes else None
         if found is None:
+            features = self._pictures.features(plan.slices, unencoded)
             batch = self._batches.send(plan)
-            hidden_TD = self._model.forward(self._batches.inputs(batch), self._caches)
+            hidden_TD = self._model.forward(self._batches.inputs(batch, features), self._caches)
             return hidden_TD, batch.sampled
         num_rows, graph = found
         batch = self._batches.send(plan, num_rows=num_rows)

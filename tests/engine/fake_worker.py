@@ -23,6 +23,10 @@ HANGS = 91
 RAISES = 92
 SLOW = 93  # 20 ms a step
 STUCK = 94  # its grammar allows nothing to follow
+ENCODES = 95  # each step takes `ENCODING_S`, and shows progress
+UNENCODED = 96  # its picture cannot be encoded
+
+ENCODING_S = 2.5
 
 NUM_PAGES = 20
 NUM_SLOTS = 4
@@ -42,10 +46,27 @@ class Handle:
         return self._result
 
 
+class EncodingHandle(Handle):
+    def __init__(self, result: StepResult, runner: "FaultyRunner") -> None:
+        super().__init__(result)
+        self._runner = runner
+        self._done_at = time.monotonic() + ENCODING_S
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        left_s = max(0.0, self._done_at - time.monotonic())
+        if timeout is not None and left_s > timeout:
+            time.sleep(timeout)
+            self._runner.progress += 1
+            raise TimeoutError
+        time.sleep(left_s)
+        return super().result()
+
+
 class FaultyRunner:
     def __init__(self) -> None:
         self._runner = FakeRunner(NUM_PAGES, NUM_SLOTS)
         self._hangs = False
+        self.progress = 0
 
     def launch(self, plan: StepPlan) -> Handle:
         for admit in plan.admits:
@@ -67,7 +88,15 @@ class FaultyRunner:
             for part, prompt in zip(plan.slices, prompts, strict=True)
             if STUCK in prompt and part.samples
         )
-        return Handle(replace(result, failed=stuck))
+        unencoded = tuple(
+            part.request_id
+            for part, prompt in zip(plan.slices, prompts, strict=True)
+            if UNENCODED in prompt
+        )
+        result = replace(result, failed=stuck, unencoded=unencoded)
+        if any(ENCODES in prompt for prompt in prompts):
+            return EncodingHandle(result, self)
+        return Handle(result)
 
 
 def build(config: EngineConfig) -> Built:
@@ -99,7 +128,14 @@ def build(config: EngineConfig) -> Built:
         num_slots=NUM_SLOTS,
         cache_bytes=0,
     )
-    return Built(runner=FaultyRunner(), memory=memory, info=info, num_real_tokens=VOCAB)
+    runner = FaultyRunner()
+    return Built(
+        runner=runner,
+        memory=memory,
+        info=info,
+        num_real_tokens=VOCAB,
+        progress=lambda: runner.progress,
+    )
 
 
 if __name__ == "__main__":

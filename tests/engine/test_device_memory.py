@@ -4,12 +4,21 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 
-from engine.config import EngineConfig, MemoryPlan
-from engine.device_memory import CONTEXT_BYTES, activation_bytes, cache_budget
+from engine.config import EngineConfig, MemoryPlan, ModelConfig
+from engine.device_memory import (
+    CONTEXT_BYTES,
+    FEATURE_CACHE_BYTES,
+    activation_bytes,
+    cache_budget,
+    picture_bytes,
+)
 from engine.memory_plan import GPU_DEFAULTS, plan_memory
+from engine.vision_config import VisionConfig
 from tests.engine.test_memory_plan import GIB, MODEL, WINDOW, used_bytes
+from tests.engine.test_vision_config import RELEASED_TOWER
 
 WEIGHTS = 35_107_000_000 * 2
 
@@ -66,6 +75,35 @@ def test_activations_grow_with_the_step_and_the_batch() -> None:
     # What a layer of the largest step surely holds at once: its projections, in and out.
     per_token = 2 * (2 * 2048 + 12_352 + 4096) + 2 * 8 * (1024 + 512 + 2048)
     assert large - small > 7168 * per_token
+
+
+def test_a_tower_takes_room_for_the_largest_picture() -> None:
+    with_tower = msgspec.structs.replace(
+        MODEL,
+        vision=VisionConfig.from_raw({"vision_config": RELEASED_TOWER}, text_hidden_size=2048),
+    )
+    assert with_tower.vision is not None
+
+    def budget(model: ModelConfig) -> int:
+        return cache_budget(
+            model,
+            config_of(),
+            defaults=GPU_DEFAULTS,
+            dtype_bytes=2,
+            weight_bytes=WEIGHTS,
+            total_bytes=80 * GIB,
+            free_bytes=80 * GIB - WEIGHTS,
+        )
+
+    reserved = picture_bytes(with_tower.vision, 2048, dtype_bytes=2)
+    assert budget(MODEL) - budget(with_tower) == reserved
+    # What surely lives at once: the residual stream, queries, keys and values, two MLP rows, the
+    # features and the cache of others.
+    patches = 16_777_216 // 256
+    least = 2 * 4 * 1152 * patches + 2 * 2 * 4304 * 4096 + 2 * 2048 * patches // 4
+    assert least + FEATURE_CACHE_BYTES < reserved < 2 * GIB
+    in_fp32 = picture_bytes(with_tower.vision, 2048, dtype_bytes=4)
+    assert reserved < in_fp32 < 2 * reserved
 
 
 def test_an_80_gib_gpu_holds_the_model_and_long_sequences() -> None:

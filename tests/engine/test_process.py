@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.client import EngineStats
@@ -25,7 +26,7 @@ from engine.errors import (
 )
 from engine.link import EngineLink
 from engine.process import EngineProcess
-from engine.request import FinishReason, Request
+from engine.request import FinishReason, Media, Request
 from tests.engine import fake_worker
 from tests.engine.simulation import solo_run
 from tests.engine.test_scheduler import make_request
@@ -280,6 +281,42 @@ def test_a_hanging_step_is_noticed() -> None:
                 await generate(engine, with_ids(make_request("hangs", 5, 5), fake_worker.HANGS))
             await until(lambda: engine.link.state == "ready")
             assert await generate(engine, healthy("after")) == solo_run(healthy("after"))
+
+    run(test)
+
+
+def test_a_long_step_that_gets_on_is_left_alone() -> None:
+    async def test() -> None:
+        async with started(stall_limit_s=1.2) as engine:
+            assert fake_worker.ENCODING_S > 2 * 1.2
+            request = with_ids(make_request("encodes", 5, 1), fake_worker.ENCODES)
+            assert await generate(engine, request) == solo_run(request)
+            assert engine.link.stats.num_restarts == 0
+
+    run(test)
+
+
+def test_a_large_picture_gets_to_the_engine() -> None:
+    async def test() -> None:
+        async with started() as engine:
+            picture = Media(1, 1, 4096, 4096, os.urandom(3) * 4096**2)
+            request = msgspec.structs.replace(healthy("picture"), media=(picture, picture))
+            assert await generate(engine, request) == solo_run(request)
+            assert engine.link.stats.num_restarts == 0
+
+    run(test)
+
+
+def test_a_picture_that_cannot_be_encoded_ends_its_request_alone() -> None:
+    async def test() -> None:
+        async with started() as engine:
+            slow = with_ids(make_request("bystander", 5, 40), fake_worker.SLOW)
+            bystander = asyncio.create_task(generate(engine, slow))
+            await until(lambda: engine.link.stats.num_running == 1)
+            with pytest.raises(RequestFailed, match="could not encode a picture"):
+                await generate(engine, with_ids(make_request("bad", 5, 5), fake_worker.UNENCODED))
+            assert await bystander == solo_run(slow)
+            await until(lambda: engine.link.stats.num_slots_used == 0)
 
     run(test)
 

@@ -63,6 +63,33 @@ def test_angles_are_transformers(factor: float | None) -> None:
         assert torch.equal(ours, their)
 
 
+@pytest.mark.parametrize("factor", [None, 4.0])
+def test_three_streams_are_transformers(factor: float | None) -> None:
+    from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import (
+        Qwen3_5MoeTextConfig,
+        Qwen3_5MoeTextRotaryEmbedding,
+    )
+
+    yarn = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 262_144}
+    rope = {} if factor is None else yarn
+    theirs = Qwen3_5MoeTextRotaryEmbedding(
+        Qwen3_5MoeTextConfig(**RELEASED_35B, rope_parameters=ROPE | rope)
+    )
+    position_3T = torch.randint(0, 200_000, (3, 50), generator=torch.Generator().manual_seed(0))
+    expected = theirs(torch.zeros(1), position_3T[:, None])
+    for ours, (their,) in zip(rotary_of(rope).cos_sin(position_3T), expected, strict=True):
+        assert torch.equal(ours, their)
+
+
+def test_three_equal_streams_are_text_to_the_bit() -> None:
+    rotary = rotary_of({})
+    position_T = torch.randint(0, 1_000_000, (301,), generator=torch.Generator().manual_seed(0))
+    for one, three in zip(
+        rotary.cos_sin(position_T), rotary.cos_sin(position_T.repeat(3, 1)), strict=True
+    ):
+        assert torch.equal(one, three)
+
+
 def test_yarn_keeps_fast_pairs_and_divides_slow_ones() -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262_144}
     plain, stretched = rotary_of({}), rotary_of(rope)

@@ -213,9 +213,85 @@ def test_unserved_parts_are_skipped_and_logged_once(
     with caplog.at_level(logging.INFO, logger="engine.model.weights"):
         assert_same(moe_dir, moe_parameters)
     assert [record.getMessage() for record in caplog.records] == [
-        "not loaded, because not served yet: 2 vision tensors (16 bytes) "
+        "not loaded, because not served: 2 vision tensors (16 bytes) "
         "and 2 multi-token prediction tensors (136 bytes)"
     ]
+
+
+# The vision tower
+
+
+@pytest.fixture
+def vision_dir(tmp_path: Path) -> Path:
+    return build_checkpoint(tmp_path / "vision", moe=False, layout="vision")
+
+
+def without_tower(tensors: Tensors) -> Tensors:
+    return {name: x for name, x in tensors.items() if "visual." not in name}
+
+
+def test_the_tower_is_filled_and_counted(
+    vision_dir: Path, dense_parameters: Tensors, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="engine.model.weights"):
+        loaded = load(vision_dir)
+    assert caplog.records == []
+    assert loaded.tower is not None
+    stored = load_file(vision_dir / WEIGHTS)
+    places = loaded.tower.places()
+    assert {f"model.visual.{name}" for name in places} == {n for n in stored if "visual." in n}
+    for name, place in places.items():
+        assert torch.equal(place, stored[f"model.visual.{name}"])
+    assert loaded.num_parameters == sum(x.numel() for x in stored.values())
+    assert loaded.weight_bytes == 4 * loaded.num_parameters
+    assert_same(vision_dir, dense_parameters)
+
+
+@pytest.mark.parametrize("prefix", ["visual.", "model.visual.", "model.language_model.visual."])
+def test_prefixes_of_the_tower(vision_dir: Path, prefix: str) -> None:
+    edit_tensors(
+        vision_dir,
+        lambda tensors: {n.replace("model.visual.", prefix): x for n, x in tensors.items()},
+    )
+    assert load(vision_dir).tower is not None
+
+
+def test_a_tower_that_is_only_configured_is_not_served(
+    vision_dir: Path, dense_parameters: Tensors
+) -> None:
+    edit_tensors(vision_dir, without_tower)
+    assert load(vision_dir).tower is None
+    assert_same(vision_dir, dense_parameters)
+
+
+def test_a_tower_may_be_left_out(vision_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = ModelConfig.from_dir(vision_dir)
+    with caplog.at_level(logging.INFO, logger="engine.model.weights"):
+        loaded = load_model(vision_dir, config, language_model_only=True, shows_progress=False)
+    assert loaded.tower is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith("not loaded, because not served: 33 vision tensors (")
+    edit_tensors(vision_dir, without_tower)
+    assert loaded.num_parameters == load(vision_dir).num_parameters
+
+
+def test_half_a_tower_is_refused(vision_dir: Path) -> None:
+    def lose_one(tensors: Tensors) -> Tensors:
+        del tensors["model.visual.blocks.1.attn.qkv.bias"]
+        return tensors
+
+    edit_tensors(vision_dir, lose_one)
+    with pytest.raises(
+        CheckpointError, match=r"json; 1 missing: visual\.blocks\.1\.attn\.qkv\.bias$"
+    ):
+        load(vision_dir)
+
+
+def test_a_tower_of_another_size_is_refused(vision_dir: Path) -> None:
+    config = json.loads((vision_dir / "config.json").read_text())
+    edit_config(vision_dir, vision_config=config["vision_config"] | {"depth": 1})
+    with pytest.raises(CheckpointError, match=r"12 unexpected: model\.visual\.blocks\.1\."):
+        load(vision_dir)
 
 
 # Tied and untied heads

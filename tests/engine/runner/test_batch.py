@@ -5,6 +5,7 @@ import torch
 from engine.plan import PAGE_TOKENS, Admit, Slice, StepPlan
 from engine.request import SamplingParams
 from engine.runner.batch import BatchBuilder
+from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
 
 GREEDY = SamplingParams(max_tokens=9, seed=0, temperature=0)
@@ -12,7 +13,11 @@ GREEDY = SamplingParams(max_tokens=9, seed=0, temperature=0)
 
 def make(num_slots: int) -> tuple[Rows, BatchBuilder]:
     rows = Rows(num_slots=num_slots, num_real_tokens=1000)
-    return rows, BatchBuilder(rows, num_slots=num_slots, max_step_tokens=9000, max_pages=9000)
+    positions = SlotPositions(num_slots)
+    builder = BatchBuilder(
+        rows, positions, num_slots=num_slots, max_step_tokens=9000, max_pages=9000
+    )
+    return rows, builder
 
 
 def part(
