@@ -1,0 +1,82 @@
+"""Turns the images and videos that a request names into pictures, or refuses the request.
+
+What one request may hold is bounded here: in number, and in pixels after resizing. The media of a
+request are read side by side and decoded one after another; the first that is unusable ends all.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+from engine import VisionConfig
+from server.errors import BadRequest
+from server.media.access import MediaAccess
+from server.media.decoder import Decoder
+from server.media.fetch import Fetcher
+from server.media.loaded import LoadedMedia, MediaKind, MediaRef
+from server.media.pixel_limits import PixelLimits
+from server.media.source import Source
+from server.media.unusable import Unusable
+
+MAX_MEDIA: dict[MediaKind, int] = {"image": 64, "video": 4}
+MAX_PIXELS = 1 << 28  # of a request: more tokens than the longest window of the models has
+MAX_AT_ONCE = 16  # media that are held as bytes, besides what requests hold themselves
+
+
+class MediaLoader:
+    def __init__(
+        self,
+        vision: VisionConfig,
+        *,
+        access: MediaAccess,
+        pixel_limits: PixelLimits,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self._source = Source(access, fetcher or Fetcher(access))
+        self._decoder = Decoder(vision, pixel_limits)
+        self._carried = asyncio.Semaphore(MAX_AT_ONCE)  # slow hosts do not hold up data: URLs
+        self._elsewhere = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def load(self, refs: Sequence[MediaRef]) -> list[LoadedMedia]:
+        """In the order of `refs`. Raises BadRequest that names the place of what is unusable."""
+        _check_number(refs)
+        room = MAX_PIXELS
+
+        async def load(ref: MediaRef) -> LoadedMedia:
+            nonlocal room
+            media = await self._load(ref)
+            room -= sum(len(picture.pixels) // 3 for picture in media.pictures)
+            if room < 0:
+                raise BadRequest("The images and videos are too large together.", param=ref.path)
+            return media
+
+        tasks = [asyncio.ensure_future(load(ref)) for ref in refs]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def close(self) -> None:
+        await self._decoder.close()
+
+    async def _load(self, ref: MediaRef) -> LoadedMedia:
+        url = ref.url.strip()
+        is_carried = url[:5].lower() == "data:"
+        async with self._carried if is_carried else self._elsewhere:
+            try:
+                data = await self._source.read(url, ref.kind)
+                pictures = await self._decoder.decode(ref.kind, data)
+            except Unusable as error:
+                raise BadRequest(f"{ref.path} {error.reason}.", param=ref.path) from None
+        return LoadedMedia(ref.kind, pictures)
+
+
+def _check_number(refs: Sequence[MediaRef]) -> None:
+    counts: Counter[MediaKind] = Counter()
+    for ref in refs:
+        counts[ref.kind] += 1
+        if counts[ref.kind] > MAX_MEDIA[ref.kind]:
+            raise BadRequest(
+                f"There are more than {MAX_MEDIA[ref.kind]} {ref.kind}s.", param=ref.path
+            )
