@@ -79,11 +79,16 @@ def _serve(arguments: ServeArguments) -> int:
         api_keys=arguments.api_keys,
         metrics_open=arguments.metrics_open,
         literal_control_tokens=arguments.literal_control_tokens,
+        serves_media=not arguments.model.language_model_only,
+        media_domains=arguments.media_domains,
+        media_dir=arguments.media_dir,
         request_timeout_s=arguments.request_timeout_s,
         shutdown_timeout_s=arguments.shutdown_timeout_s,
         seed=arguments.seed,
         log_level=log_level,
     )
+    if arguments.media_dir is not None and not Path(arguments.media_dir).is_dir():
+        raise ValueError(f"--allowed-local-media-path {arguments.media_dir} is not a directory")
     parts = FrontParts(settings)
     config = msgspec.structs.replace(
         _engine_config(arguments.model, model_dir, num_real_tokens=parts.tokenizer.num_real_tokens),
@@ -132,14 +137,14 @@ async def _run(
         if pool is None:
             parts.checker.start()
         info = await engine.start()
-        parts.validator.max_model_len = info.max_model_len
+        parts.note_engine(info)
         _say_what_runs(info)
         if pool is not None:
             await pool.wait_ready()
 
     async def stop() -> None:
         await engine.stop()
-        parts.checker.close()
+        await parts.close()
 
     return await serve_front(
         front,
@@ -178,6 +183,7 @@ def _engine_config(
         num_threads=arguments.num_threads,
         device=arguments.device,
         enforce_eager=arguments.enforce_eager,
+        language_model_only=arguments.language_model_only,
     )
 
 
@@ -225,6 +231,7 @@ def _say_what_runs(info: EngineInfo) -> None:
         info.num_kv_tokens,
         info.cache_bytes / 2**30,
     )
+    _log.info("images and videos: %s", "taken" if info.serves_media else "not taken, text only")
 
 
 if __name__ == "__main__":

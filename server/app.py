@@ -22,6 +22,7 @@ from server.exchange import Receive, Scope, Send
 from server.fault_log import log_fault
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.media_wait import MediaSource
 from server.messages.fault import exchange_for
 from server.messages.routes import add_message_routes
 from server.metrics import Metrics
@@ -50,12 +51,14 @@ def create_app(
     api_keys: Sequence[str] = (),
     open_metrics: bool = False,
     limits: HttpLimits | None = None,
+    media: MediaSource | None = None,
     responses: ResponseKeeper | None = None,
     scrape: Callable[[], Awaitable[bytes]] | None = None,
     created: int | None = None,
 ) -> "App":
     """The application; `served_names[0]` is what answers call the model by default.
 
+    `media` loads images and videos; without it `validator.serves_media` has to stay False.
     `responses`, `scrape` (the text of `/metrics`) and `created` (the time at which the server
     started) are for one of several processes that together are the server.
     """
@@ -69,6 +72,7 @@ def create_app(
         lifecycle=lifecycle,
         metrics=metrics,
         limits=limits or HttpLimits(),
+        media=media,
         scrape=scrape,
         created=int(time.time()) if created is None else created,
     )

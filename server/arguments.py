@@ -44,6 +44,9 @@ IGNORED = {  # flag -> its value's name, or None for a switch
     "--tool-call-parser": "NAME",
     "--enable-auto-tool-choice": None,
     "--trust-remote-code": None,
+    "--limit-mm-per-prompt": "JSON",
+    "--mm-processor-cache-gb": "GIB",
+    "--skip-mm-profiling": None,
 }
 
 
@@ -62,6 +65,7 @@ class ModelArguments:
     num_threads: int | None
     device: str
     enforce_eager: bool
+    language_model_only: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,8 @@ class ServeArguments:
     api_keys: tuple[str, ...]
     metrics_open: bool
     literal_control_tokens: bool
+    media_domains: tuple[str, ...]  # from which images and videos may be fetched
+    media_dir: str | None  # in which they may be read
     queue_size: int
     queue_timeout_s: float
     request_timeout_s: float
@@ -234,6 +240,10 @@ def _add_model_flags(parser: _Parser) -> None:
     engine.add_argument(
         "--enforce-eager", action="store_true", help="no CUDA graphs: slower, to find faults"
     )
+    engine.add_argument(
+        "--language-model-only", action="store_true",
+        help="leave the vision tower out: no images and videos, more memory",
+    )  # fmt: skip
 
 
 def _add_serve_flags(parser: _Parser) -> None:
@@ -258,6 +268,15 @@ def _add_serve_flags(parser: _Parser) -> None:
     http.add_argument(
         "--literal-control-tokens", action="store_true",
         help="names of control tokens in user and tool messages stay text",
+    )  # fmt: skip
+    http.add_argument(
+        "--allowed-media-domains", nargs="+", default=[], metavar="HOST",
+        help="fetch images and videos from these hosts and those below them; * is all "
+        "(default: none)",
+    )  # fmt: skip
+    http.add_argument(
+        "--allowed-local-media-path", metavar="DIR",
+        help="take file: URLs of images and videos in this directory (default: none)",
     )  # fmt: skip
     http.add_argument("--metrics-open", action="store_true", help="serve /metrics without a key")
     limits = parser.add_argument_group("limits")
@@ -284,7 +303,8 @@ def _add_serve_flags(parser: _Parser) -> None:
     )  # fmt: skip
     ignored = parser.add_argument_group(
         "accepted, not needed",
-        "The chat template decides how output is parsed; code from a checkpoint is never run.",
+        "The chat template decides how output is parsed; code from a checkpoint is never run; the "
+        "window bounds what a prompt holds.",
     )
     for flag, metavar in IGNORED.items():
         if metavar is None:
@@ -350,6 +370,7 @@ def _model_arguments(parser: _Parser, parsed: argparse.Namespace) -> ModelArgume
         num_threads=parsed.threads,
         device=parsed.device,
         enforce_eager=parsed.enforce_eager,
+        language_model_only=parsed.language_model_only,
     )
 
 
@@ -360,8 +381,9 @@ def _serve_arguments(
     environment: Mapping[str, str],
 ) -> ServeArguments:
     given = vars(parsed)
-    if model.model is None and len(parsed.served_model_name) > 1:
-        parser.error("write MODEL before --served-model-name, which takes every word after it")
+    for flag in ("--served-model-name", "--allowed-media-domains"):
+        if model.model is None and len(given[flag[2:].replace("-", "_")]) > 1:
+            parser.error(f"write MODEL before {flag}, which takes every word after it")
     return ServeArguments(
         model=model,
         served_model_names=tuple(parsed.served_model_name),
@@ -372,6 +394,8 @@ def _serve_arguments(
         api_keys=tuple(parsed.api_key) or _environment_keys(parser, environment),
         metrics_open=parsed.metrics_open,
         literal_control_tokens=parsed.literal_control_tokens,
+        media_domains=tuple(parsed.allowed_media_domains),
+        media_dir=parsed.allowed_local_media_path,
         queue_size=parsed.queue_size,
         queue_timeout_s=parsed.queue_timeout,
         request_timeout_s=parsed.request_timeout,

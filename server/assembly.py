@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from engine import EngineClient, ModelConfig
+from engine import EngineClient, EngineInfo, ModelConfig
 from server.app import App, create_app
 from server.checkpoint_text import read_checkpoint_text
 from server.constraints import ConstraintReader, GrammarChecker
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.media import MediaAccess, MediaLoader, PixelLimits
 from server.metrics import Metrics
 from server.responses import ResponseKeeper
 from server.tokenizer import Tokenizer
@@ -33,6 +34,9 @@ class FrontSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: tuple[str, ...]
     metrics_open: bool
     literal_control_tokens: bool
+    serves_media: bool  # False: images and videos are refused, whatever the model could do
+    media_domains: tuple[str, ...]  # from which they may be fetched
+    media_dir: str | None  # in which they may be read
     request_timeout_s: float
     shutdown_timeout_s: float
     seed: int | None  # None: requests without a seed never repeat
@@ -57,6 +61,14 @@ class FrontParts:
         text = read_checkpoint_text(model_dir)
         self.tokenizer: Tokenizer = text.tokenizer
         self.checker = GrammarChecker()
+        self._media: MediaLoader | None = None
+        if settings.serves_media and model_config.vision is not None:
+            media_dir = None if settings.media_dir is None else Path(settings.media_dir)
+            self._media = MediaLoader(
+                model_config.vision,
+                access=MediaAccess(settings.media_domains, media_dir),
+                pixel_limits=PixelLimits.from_dir(model_dir),
+            )
         self.limits = HttpLimits(request_timeout_s=settings.request_timeout_s)
         self.validator = Validator(
             text.tokenizer,
@@ -69,6 +81,17 @@ class FrontParts:
             constraints=ConstraintReader(self.checker),
             literal_control_tokens=settings.literal_control_tokens,
         )
+
+    def note_engine(self, info: EngineInfo) -> None:
+        """Take up what only the started engine knows."""
+        self.validator.max_model_len = info.max_model_len
+        self.validator.serves_media = info.serves_media and self._media is not None
+
+    async def close(self) -> None:
+        """End what was started on the way, and leave no child behind."""
+        self.checker.close()
+        if self._media is not None:
+            await self._media.close()
 
     def lifecycle(self, engine: EngineClient) -> Lifecycle:
         return Lifecycle(engine, request_timeout_s=self._settings.request_timeout_s)
@@ -98,6 +121,7 @@ class FrontParts:
             api_keys=settings.api_keys,
             open_metrics=settings.metrics_open,
             limits=self.limits,
+            media=self._media,
             responses=responses,
             scrape=scrape,
             created=settings.created,

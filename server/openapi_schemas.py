@@ -8,6 +8,8 @@ what asks for nothing.
 
 from typing import Any
 
+from server.media_parts import MEDIA_KINDS
+
 Schema = dict[str, Any]
 
 _STRING: Schema = {"type": "string"}
@@ -217,7 +219,17 @@ _JSON_SCHEMA: Schema = {"type": ["object", "string", "null"], "default": None}
 _PATTERN: Schema = {"type": ["string", "null"], "minLength": 1, "default": None}
 _CHOICES: Schema = {"type": ["array", "null"], "items": _STRING, "minItems": 1, "default": None}
 _TEXT_PART = _object(type=_is("text"), text=_STRING)
-_CONTENT: Schema = {"anyOf": [_STRING, {"type": "null"}, _list(_TEXT_PART)]}
+_URL: Schema = {"type": "string", "minLength": 1}
+_MEDIA: Schema = {
+    "anyOf": [_URL, _with_optional(_object(url=_URL), detail=_TEXT_OR_NULL)],
+    "description": "A data: URL; where the server allows it, an http(s): or file: URL",
+}
+_MEDIA_PARTS: list[Schema] = [
+    {**_object(**{"type": _is(name), name: _MEDIA}), "description": "From users and tools"}
+    for name in MEDIA_KINDS
+]
+_PART: Schema = {"anyOf": [_TEXT_PART, *_MEDIA_PARTS]}
+_CONTENT: Schema = {"anyOf": [_STRING, {"type": "null"}, _list(_PART)]}
 _EXAMPLE_CHAT: list[Any] = [{"role": "user", "content": "What is the weather?"}]
 
 _PROMPT_FIELDS: dict[str, Schema] = {"chat_template": _NOTHING}

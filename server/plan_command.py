@@ -7,12 +7,14 @@ The answer is the one a start would come to with the same flags and the same fre
 from math import prod
 from pathlib import Path
 
+import msgspec
 from safetensors import safe_open
 
 from engine import EngineConfig, MemoryPlan, ModelConfig, available_bytes, plan_memory
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-NOT_LOADED = ("visual.", "mtp.")  # parts of a checkpoint that are not served
+TOWER = "visual."  # the part of a checkpoint that sees
+NOT_LOADED = "mtp."
 
 
 def describe_plan(engine_config: EngineConfig, memory_bytes: int | None) -> str:
@@ -22,7 +24,9 @@ def describe_plan(engine_config: EngineConfig, memory_bytes: int | None) -> str:
     dtype = model.dtype if engine_config.dtype == "auto" else engine_config.dtype
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPE_BYTES)}")
-    num_parameters = count_parameters(model_dir)
+    if engine_config.language_model_only:
+        model = msgspec.structs.replace(model, vision=None)
+    num_parameters = count_parameters(model_dir, with_tower=model.vision is not None)
     weight_bytes = num_parameters * DTYPE_BYTES[dtype]
     memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
     lines = [
@@ -45,13 +49,14 @@ def describe_plan(engine_config: EngineConfig, memory_bytes: int | None) -> str:
     return "\n".join(lines + _describe_caches(plan))
 
 
-def count_parameters(model_dir: Path) -> int:
+def count_parameters(model_dir: Path, *, with_tower: bool) -> int:
     """Elements of the tensors that are loaded, from the headers of the files."""
+    left_out = (NOT_LOADED,) if with_tower else (NOT_LOADED, TOWER)
     total = 0
     for path in sorted(model_dir.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                if not any(part in name for part in NOT_LOADED):
+                if not any(part in name for part in left_out):
                     total += prod(tensors.get_slice(name).get_shape())
     return total
 

@@ -12,6 +12,8 @@ from server.completions import draft_completion
 from server.errors import BadRequest
 from server.exchange import Exchange
 from server.json_body import decode_json
+from server.media_parts import LoadedByKey
+from server.media_wait import AwaitsMedia, with_media
 from server.metrics import CONTENT_TYPE
 from server.protocol import (
     ChatCompletionRequest,
@@ -29,14 +31,18 @@ _OK = b'{"status":"ok"}'
 def add_model_routes(api: FastAPI, site: Site) -> None:
     """Routes that read a JSON body and work on it."""
 
-    def chat(body: bytes) -> Draft:
+    def chat(body: bytes) -> Draft | AwaitsMedia[Draft]:
         request = parse_wire(ChatCompletionRequest, decode_json(body))
-        return draft_chat(
-            site.validator.chat(request),
-            site.tokenizer,
-            model=request.model or site.served_names[0],
-            system_fingerprint=site.fingerprint,
-        )
+
+        def draft(media: LoadedByKey) -> Draft:
+            return draft_chat(
+                site.validator.chat(request, media),
+                site.tokenizer,
+                model=request.model or site.served_names[0],
+                system_fingerprint=site.fingerprint,
+            )
+
+        return with_media(site.validator.media_of(request.messages), draft)
 
     def completions(body: bytes) -> Draft:
         request = parse_wire(CompletionRequest, decode_json(body))
@@ -47,25 +53,31 @@ def add_model_routes(api: FastAPI, site: Site) -> None:
             system_fingerprint=site.fingerprint,
         )
 
-    def render(body: bytes) -> bytes:
+    def render(body: bytes) -> bytes | AwaitsMedia[bytes]:
         request = parse_wire(ChatCompletionRequest, decode_json(body))
-        return msgspec.json.encode(site.validator.render(request))
+        return with_media(
+            site.validator.media_of(request.messages),
+            lambda media: msgspec.json.encode(site.validator.render(request, media)),
+        )
 
-    def tokenize(body: bytes) -> bytes:
+    def tokenize(body: bytes) -> bytes | AwaitsMedia[bytes]:
         request = parse_wire(TokenizeRequest, decode_json(body))
-        return msgspec.json.encode(site.validator.tokenize(request))
+        return with_media(
+            site.validator.media_of(request.messages or ()),
+            lambda media: msgspec.json.encode(site.validator.tokenize(request, media)),
+        )
 
     def detokenize(body: bytes) -> bytes:
         request = parse_wire(DetokenizeRequest, decode_json(body))
         return msgspec.json.encode(site.validator.detokenize(request))
 
-    def generate(path: str, read: Callable[[bytes], Draft]) -> None:
+    def generate(path: str, read: Callable[[bytes], Draft | AwaitsMedia[Draft]]) -> None:
         async def handler(exchange: Exchange) -> None:
             await site.generate(exchange, read, Answer)
 
         add_route(api, path, handler, "POST")
 
-    def reply(path: str, read: Callable[[bytes], bytes]) -> None:
+    def reply(path: str, read: Callable[[bytes], bytes | AwaitsMedia[bytes]]) -> None:
         async def handler(exchange: Exchange) -> None:
             await site.reply(exchange, read)
 

@@ -1,7 +1,8 @@
 """What every route shares, and the one way in which model work is done.
 
 Model work is a `Flight`: it can be drained, timed out, and ends when its client goes away. JSON,
-templates and tokenizing run in a small thread pool, so the loop and the probes stay quick.
+templates and tokenizing run in a small thread pool, so the loop and the probes stay quick. Images
+and videos are loaded between two turns in it, so that a slow one holds no thread.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from server.body import check_json_headers, read_body
 from server.exchange import Exchange, Receive, Scope, Send
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.media_wait import AwaitsMedia, MediaSource, load_media
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 from server.validate import Validator
@@ -47,6 +49,7 @@ class Site:
     lifecycle: Lifecycle
     metrics: Metrics
     limits: HttpLimits
+    media: MediaSource | None = None  # None: only where the validator serves none
     scrape: Callable[[], Awaitable[bytes]] | None = None  # None: `metrics` are all there are
     created: int = field(default_factory=lambda: int(time.time()))
     pool: ThreadPoolExecutor = field(default_factory=_make_pool)
@@ -55,7 +58,9 @@ class Site:
     def fingerprint(self) -> str:
         return f"deltaserve-{self.version}"
 
-    async def reply(self, exchange: Exchange, read: Callable[[bytes], bytes]) -> None:
+    async def reply(
+        self, exchange: Exchange, read: Callable[[bytes], bytes | AwaitsMedia[bytes]]
+    ) -> None:
         """Answer with what `read` makes of the body."""
 
         async def answer(reply: bytes, arrived: float) -> None:
@@ -64,7 +69,10 @@ class Site:
         await self.work(exchange, read, answer)
 
     async def generate(
-        self, exchange: Exchange, read: Callable[[bytes], T], maker: "AnswerMaker[T]"
+        self,
+        exchange: Exchange,
+        read: Callable[[bytes], T | AwaitsMedia[T]],
+        maker: "AnswerMaker[T]",
     ) -> None:
         """Generate what `read` makes of the body, and answer as `maker` does."""
 
@@ -76,12 +84,12 @@ class Site:
     async def work(
         self,
         exchange: Exchange,
-        read: Callable[[bytes], T],
+        read: Callable[[bytes], T | AwaitsMedia[T]],
         answer: Callable[[T, float], Awaitable[None]],
     ) -> None:
         """Take one request from its headers to the end of its answer.
 
-        `read` runs in a thread and may raise BadRequest; `answer` gets what it returned, and the
+        `read` runs in a thread and may raise BadRequest; `answer` gets what came of it, and the
         time at which the request arrived.
         """
         arrived = time.monotonic()
@@ -92,9 +100,19 @@ class Site:
                 exchange, max_bytes=self.limits.max_body_bytes, pause_s=self.limits.body_pause_s
             )
             flight.watch()
-            read_in_thread = asyncio.get_running_loop().run_in_executor(self.pool, read, body)
-            await answer(await read_in_thread, arrived)
+            reading = self._finish(read, body)
+            del body  # it may be large, and an answer long
+            await answer(await reading, arrived)
         self.metrics.count_ok()
+
+    async def _finish(self, read: Callable[[bytes], T | AwaitsMedia[T]], body: bytes) -> T:
+        loop = asyncio.get_running_loop()
+        got = await loop.run_in_executor(self.pool, read, body)
+        if not isinstance(got, AwaitsMedia):
+            return got
+        assert self.media is not None, "a validator that serves media, and nobody to load them"
+        media = await load_media(self.media, got.refs)
+        return await loop.run_in_executor(self.pool, got.go_on, media)
 
 
 class AnswerMaker(Protocol[D]):

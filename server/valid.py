@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from engine import Request, SamplingParams
+from engine import Media, Request, SamplingParams
 from server.repetition import RepetitionRule
 
 
@@ -18,6 +18,7 @@ class Generation:
     """One prompt to continue `n` times, and how its text is cut; shared by chat and completions."""
 
     prompt_ids: tuple[int, ...]
+    media: tuple[Media, ...] = ()  # the pictures in it; the choices share them
     sampling: SamplingParams  # of choice 0
     n: int = 1
     stop: tuple[str, ...] = ()  # stop strings, none empty
@@ -33,6 +34,7 @@ class Generation:
         return Request(
             id=request_id,
             prompt_ids=self.prompt_ids,
+            media=self.media,
             sampling=msgspec.structs.replace(self.sampling, seed=seed),
             priority=self.priority,
         )

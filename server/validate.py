@@ -2,8 +2,11 @@
 
 Everything about a request that can be known without the engine is decided here, so that nobody
 checks again. It costs CPU (templates, tokenizing): call it in a worker thread; a `Validator` holds
-no state between calls but the source of seeds. `max_model_len` is settable because the engine knows
-it only once started.
+no state between calls but the source of seeds. `max_model_len` and `serves_media` are settable
+because the engine knows them only once started.
+
+Images and videos have to be loaded between two looks at a chat: `media_of` says which it names, and
+`chat`, `render` and `tokenize` take what they turned out to be.
 """
 
 import random
@@ -12,15 +15,18 @@ from typing import Any
 
 import msgspec
 
-from engine import ModelConfig, SamplingParams
+from engine import Media, ModelConfig, SamplingParams
+from server.chat_prompt import MAX_CHARS_PER_TOKEN, ChatPrompter, check_chars
 from server.checkpoint_text import GenerationDefaults
 from server.constraints import FIELDS, ConstraintReader
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
+from server.media.loaded import MediaRef
+from server.media.loader import MAX_MEDIA
+from server.media_parts import LoadedByKey, media_refs
 from server.protocol import (
     ChatCompletionRequest,
     ChatMessage,
-    ChatPromptFields,
     CompletionRequest,
     DetokenizeRequest,
     SamplingFields,
@@ -29,12 +35,11 @@ from server.protocol import (
 from server.template import THINK_CLOSE, ChatTemplate, starts_in_reasoning
 from server.tokenizer import LITERAL, Tokenizer
 from server.valid import Generation, StreamOptions, TokenExtras, ValidChat, ValidCompletion
-from server.validate_messages import template_messages
 from server.validate_sampling import SamplingRules
 from server.validate_tools import active_tools, check_tools
 from server.validate_unsupported import refuse_unsupported
 
-MAX_CHARS_PER_TOKEN = 16  # of the window; the bound on text before it is tokenised
+NO_MEDIA: LoadedByKey = {}
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions
 CALL_OPEN = "<tool_call>"
 
@@ -59,11 +64,16 @@ class Validator:
         say.
         """
         self.max_model_len = max_model_len
+        self.serves_media = False
         self._tokenizer = tokenizer
-        self._template = template
         self._served_names = served_names
         self._constraints = constraints
-        self._literal_control_tokens = literal_control_tokens
+        self._prompter = ChatPrompter(
+            tokenizer,
+            template,
+            model_config.vision,
+            literal_control_tokens=literal_control_tokens,
+        )
         ends = {*generation_defaults.eos_ids, *model_config.eos_token_id, *tokenizer.eos_ids}
         self._rules = SamplingRules(
             tokenizer=tokenizer,
@@ -79,12 +89,28 @@ class Validator:
         """The ids that end an answer, from wherever the checkpoint names them."""
         return self._rules.eos_ids
 
-    def chat(self, request: ChatCompletionRequest) -> ValidChat:
-        return self._chat(request)[0]
+    def media_of(self, messages: Sequence[ChatMessage]) -> tuple[MediaRef, ...]:
+        """What has to be loaded before a chat can be judged, in the order of its parts."""
+        refs = media_refs(messages)
+        if refs and not (self.serves_media and self._prompter.takes_media):
+            path = refs[0].path
+            raise BadRequest(f"{path}: this model takes no images or videos", param=path)
+        for kind, most in MAX_MEDIA.items():  # the same one twice counts twice: in tokens, it does
+            paths = [ref.path for ref in refs if ref.kind == kind]
+            if len(paths) > most:
+                path = paths[most]
+                raise BadRequest(f"{path}: there are more than {most} {kind}s", param=path)
+        return tuple(refs)
 
-    def render(self, request: ChatCompletionRequest) -> dict[str, Any]:
+    def chat(self, request: ChatCompletionRequest, media: LoadedByKey = NO_MEDIA) -> ValidChat:
+        """`media` are what `media_of` named."""
+        return self._chat(request, media)[0]
+
+    def render(
+        self, request: ChatCompletionRequest, media: LoadedByKey = NO_MEDIA
+    ) -> dict[str, Any]:
         """The whole response of /v1/chat/completions/render: what `chat` would have run."""
-        valid, text = self._chat(request)
+        valid, text = self._chat(request, media)
         ids = valid.generation.prompt_ids
         if request.truncate_prompt_tokens is not None:
             text = self._tokenizer.decode(ids)
@@ -96,7 +122,7 @@ class Validator:
             "max_model_len": self.max_model_len,
         }
 
-    def _chat(self, request: ChatCompletionRequest) -> tuple[ValidChat, str]:
+    def _chat(self, request: ChatCompletionRequest, media: LoadedByKey) -> tuple[ValidChat, str]:
         """A valid request, and its prompt as the template rendered it."""
         self._check_model(request.model)
         refuse_unsupported(request)
@@ -109,9 +135,19 @@ class Validator:
         name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
         asked = request.max_completion_tokens or request.max_tokens
         _check_max_tokens(asked, name, window)
-        text = self._render(request, request.messages, window)
-        ids = self._tokenized(text, request.add_special_tokens, "messages", window)
-        ids = _fitted(ids, request, "messages", window)
+        prompt = self._prompter.prompt(
+            request,
+            request.messages,
+            media,
+            add_special_tokens=request.add_special_tokens,
+            window=window,
+        )
+        if prompt.media and request.truncate_prompt_tokens is not None:
+            raise BadRequest(
+                "truncate_prompt_tokens could cut an image or a video: leave it out",
+                param="truncate_prompt_tokens",
+            )
+        ids = _fitted(prompt.ids, request, "messages", window)
         room = window - len(ids)
         max_tokens = room if asked is None else min(asked, room)
         sampling = self._rules.sampling(
@@ -121,7 +157,7 @@ class Validator:
             num_logprobs=num_logprobs,
             num_prompt_logprobs=extras.num_prompt_logprobs,
         )
-        thinking = starts_in_reasoning(text)
+        thinking = starts_in_reasoning(prompt.text)
         if request.thinking_token_budget is not None:
             end_ids = self._thinking_ends(has_tools=tools is not None)
             if thinking:
@@ -132,7 +168,7 @@ class Validator:
                 )
         sampling = self._bound(sampling, request, thinking=thinking)
         valid = ValidChat(
-            generation=self._generation(request, ids, sampling),
+            generation=self._generation(request, ids, sampling, prompt.media),
             stream=stream,
             tools=tools,
             thinking=thinking,
@@ -141,7 +177,7 @@ class Validator:
             logprobs=request.logprobs,
             extras=extras,
         )
-        return valid, text
+        return valid, prompt.text
 
     def completion(self, request: CompletionRequest) -> ValidCompletion:
         self._check_model(request.model)
@@ -184,7 +220,7 @@ class Validator:
             extras=extras,
         )
 
-    def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+    def tokenize(self, request: TokenizeRequest, media: LoadedByKey = NO_MEDIA) -> dict[str, Any]:
         """The whole response of /tokenize. A prompt past the window is counted, not refused."""
         self._check_model(request.model)
         window = self.max_model_len
@@ -193,8 +229,14 @@ class Validator:
             raise BadRequest("exactly one of prompt and messages is required", param="prompt")
         if request.messages is not None:
             check_tools(request.tools)
-            text = self._render(request, request.messages, window)
-            ids = self._tokenized(text, specials is True, "messages", window)
+            prompt = self._prompter.prompt(
+                request,
+                request.messages,
+                media,
+                add_special_tokens=specials is True,
+                window=window,
+            )
+            ids = prompt.ids
         else:
             ids = self._tokenized(request.prompt or "", specials is not False, "prompt", window)
         pieces = None
@@ -225,43 +267,8 @@ class Validator:
                 code="model_not_found",
             )
 
-    def _render(
-        self, request: ChatPromptFields, messages: Sequence[ChatMessage], window: int
-    ) -> str:
-        if request.chat_template is not None:
-            raise BadRequest(
-                "chat_template of a request is not used: the model's own is", param="chat_template"
-            )
-        if self._template is None:
-            raise BadRequest("messages: this model has no chat template", param="messages")
-        continues = request.continue_final_message
-        if continues and request.add_generation_prompt:
-            raise BadRequest(
-                "continue_final_message and add_generation_prompt exclude each other",
-                param="continue_final_message",
-            )
-        asked = request.add_generation_prompt
-        return self._template.render(
-            template_messages(
-                messages,
-                continue_final_message=continues,
-                untrusted=self._tokenizer.literal if self._literal_control_tokens else None,
-            ),
-            request.tools,
-            add_generation_prompt=not continues if asked is None else asked,
-            continue_final_message=continues,
-            kwargs=_template_kwargs(request),
-            max_chars=MAX_CHARS_PER_TOKEN * window,
-        )
-
     def _tokenized(self, text: str, add_special_tokens: bool, param: str, window: int) -> list[int]:
-        if len(text) > MAX_CHARS_PER_TOKEN * window:
-            raise BadRequest(
-                f"{param} has more than {MAX_CHARS_PER_TOKEN * window} characters, which is past "
-                f"this model's maximum context length of {window} tokens",
-                param=param,
-                code="context_length_exceeded",
-            )
+        check_chars(text, param, window)
         return self._tokenizer.encode(text, add_special_tokens)
 
     def _completion_prompt(
@@ -279,10 +286,15 @@ class Validator:
         return fitted, self._tokenizer.decode(fitted)
 
     def _generation(
-        self, request: SamplingFields, ids: list[int], sampling: SamplingParams
+        self,
+        request: SamplingFields,
+        ids: list[int],
+        sampling: SamplingParams,
+        media: tuple[Media, ...] = (),
     ) -> Generation:
         return Generation(
             prompt_ids=tuple(ids),
+            media=media,
             sampling=sampling,
             n=request.n,
             stop=request.stop,
@@ -348,22 +360,6 @@ def _fitted(ids: list[int], request: SamplingFields, param: str, window: int) ->
             code="context_length_exceeded",
         )
     return ids
-
-
-def _template_kwargs(request: ChatPromptFields) -> dict[str, Any]:
-    """Client arguments for the template; explicit ones go before what `reasoning_effort` means."""
-    given = {k: v for k, v in request.chat_template_kwargs.items() if v is not None}
-    if not isinstance(given.get("enable_thinking", True), bool):
-        raise BadRequest(
-            "chat_template_kwargs.enable_thinking must be true or false",
-            param="chat_template_kwargs.enable_thinking",
-        )
-    effort = request.reasoning_effort
-    if effort is None:
-        return given
-    if effort == "none":
-        return {"enable_thinking": False, **given}
-    return {"reasoning_effort": effort, **given}
 
 
 def _stream_options(request: SamplingFields) -> StreamOptions | None:

@@ -3,7 +3,8 @@
 What changes on the way:
 - `developer` is `system`; several or late system messages become one, at the front, joined by a
   blank line: agent frameworks send them, and the template refuses them;
-- content is text: null is empty, text parts are concatenated;
+- content is text: null is empty, text parts are concatenated; with images or videos it is a list of
+  text, `image` and `video` items, which says where they stand and not what they are;
 - `reasoning` is `reasoning_content`; tool-call arguments are objects, parsed from their JSON text;
 - a final message to be continued that opens `<think>` without closing it is reasoning.
 """
@@ -13,11 +14,14 @@ from typing import Any
 
 from server.errors import BadRequest
 from server.json_body import decode_object
-from server.protocol import MAX_PATH_CHARS, ChatMessage, Text, ToolCall
+from server.media.loaded import MediaRef
+from server.media_parts import read_part
+from server.protocol import MAX_PATH_CHARS, ChatMessage, ToolCall
 from server.template import THINK_CLOSE, THINK_OPEN
 
 SYSTEM_ROLES = ("system", "developer")
-MEDIA_TYPES = ("image_url", "image", "video_url", "video", "input_audio", "audio_url", "file")
+
+Items = list[dict[str, Any]]
 
 
 def template_messages(
@@ -31,13 +35,12 @@ def template_messages(
     rendered: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
         path = f"messages.{index}"
-        text = _text_of(message.content, f"{path}.content")
         if message.role in SYSTEM_ROLES:
-            system_texts.append(text)
+            system_texts.append(_text_of(message, path))
         elif message.role == "assistant":
-            rendered.append(_assistant_message(message, text, path))
+            rendered.append(_assistant_message(message, _text_of(message, path), path))
         else:
-            content = text if untrusted is None else untrusted(text)
+            content = _content_of(message, path, untrusted or str)
             rendered.append({"role": message.role, "content": content})
     if continue_final_message:
         _open_final_message(messages, rendered)
@@ -52,24 +55,37 @@ def _joined(system_texts: list[str]) -> str:
     return "\n\n".join(text for text in system_texts if text.strip())
 
 
-def _text_of(content: Text, path: str) -> str:
+def _text_of(message: ChatMessage, path: str) -> str:
+    """The content of a message that can hold nothing but text."""
+    content = _content_of(message, path, str)
+    assert isinstance(content, str), "media in a role that takes none"
+    return content
+
+
+def _content_of(message: ChatMessage, path: str, said: Callable[[str], str]) -> str | Items:
+    """`said` is applied to the text between images and videos."""
+    content = message.content
     if content is None or isinstance(content, str):
-        return content or ""
+        return said(content or "")
+    items: Items = []
     texts: list[str] = []
+
+    def end_text() -> None:
+        if texts:
+            items.append({"type": "text", "text": said("".join(texts))})
+            texts.clear()
+
     for index, part in enumerate(content):
-        kind = part.get("type")
-        if kind in MEDIA_TYPES:
-            raise BadRequest(
-                f"{path}.{index}: image, video, audio and file parts are not supported yet",
-                param=f"{path}.{index}",
-            )
-        if kind != "text":
-            raise BadRequest(f'{path}.{index}.type must be "text"', param=f"{path}.{index}.type")
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise BadRequest(f"{path}.{index}.text must be a string", param=f"{path}.{index}.text")
-        texts.append(text)
-    return "".join(texts)
+        match read_part(part, f"{path}.content.{index}", message.role):
+            case MediaRef(kind=kind):
+                end_text()
+                items.append({"type": kind})
+            case text:
+                texts.append(text)
+    if not items:
+        return said("".join(texts))
+    end_text()
+    return items
 
 
 def _assistant_message(message: ChatMessage, text: str, path: str) -> dict[str, Any]:

@@ -33,6 +33,19 @@ def tiny_dense_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_checkpoint(tmp_path_factory.mktemp("tiny_dense"), moe=False)
 
 
+@pytest.fixture(scope="session", params=["moe", "dense"])
+def tiny_vision_dir(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp(f"tiny_vision_{request.param}")
+    return build_checkpoint(folder, moe=request.param == "moe", layout="vision")
+
+
+@pytest.fixture(scope="session")
+def tiny_vision_oracle(tiny_vision_dir: Path) -> Oracle:
+    return load_oracle(tiny_vision_dir)
+
+
 @pytest.fixture(scope="session")
 def tiny_moe_oracle(tiny_moe_dir: Path) -> Oracle:
     return load_oracle(tiny_moe_dir)

@@ -22,6 +22,7 @@ from engine import (
 from server.app import App, create_app
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.media_wait import MediaSource
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 from server.validate import Validator
@@ -162,6 +163,7 @@ def build_server(
     api_keys: Sequence[str] = (),
     open_metrics: bool = False,
     limits: HttpLimits | None = None,
+    media: MediaSource | None = None,
 ) -> FakeServer:
     """Call it inside a running loop."""
     limits = limits or HttpLimits()
@@ -180,5 +182,6 @@ def build_server(
         api_keys=api_keys,
         open_metrics=open_metrics,
         limits=limits,
+        media=media,
     )
     return FakeServer(app, engine, lifecycle, metrics, limits)

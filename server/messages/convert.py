@@ -13,11 +13,15 @@ Decisions that the two formats leave open:
 """
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from server.errors import BadRequest
+from server.media.loaded import MediaRef
+from server.media_parts import LoadedByKey
+from server.media_wait import AwaitsMedia, with_media
 from server.messages.blocks import SYSTEM_BLOCKS, Chat
 from server.messages.protocol import (
     CountTokensRequest,
@@ -43,19 +47,40 @@ _NAMES = (
 )
 
 
-def valid_chat(request: MessagesRequest, validator: Validator) -> ValidChat:
+def valid_chat(
+    request: MessagesRequest, validator: Validator
+) -> ValidChat | AwaitsMedia[ValidChat]:
     """What `validator` makes of the equal chat request. Raises BadRequest in the client's names."""
     chat = chat_of(request)
     with _client_names(chat.sources):
-        return validator.chat(chat_request(request, chat))
+        equal = chat_request(request, chat)
+        refs = validator.media_of(equal.messages)
+
+    def validated(media: LoadedByKey) -> ValidChat:
+        with _client_names(chat.sources):
+            return validator.chat(equal, media)
+
+    return with_media(_client_refs(refs, chat), validated)
 
 
-def num_prompt_tokens(request: CountTokensRequest, validator: Validator) -> int:
+def num_prompt_tokens(request: CountTokensRequest, validator: Validator) -> int | AwaitsMedia[int]:
     """The prompt tokens that a message of the same fields would have."""
     chat = chat_of(request)
     with _client_names(chat.sources):
         fields = {"model": request.model, **_prompt_fields(request, chat)}
-        return validator.tokenize(parse_wire(TokenizeRequest, fields))["count"]
+        equal = parse_wire(TokenizeRequest, fields)
+        refs = validator.media_of(equal.messages or ())
+
+    def counted(media: LoadedByKey) -> int:
+        with _client_names(chat.sources):
+            return validator.tokenize(equal, media)["count"]
+
+    return with_media(_client_refs(refs, chat), counted)
+
+
+def _client_refs(refs: Sequence[MediaRef], chat: Chat) -> list[MediaRef]:
+    """The same, at the paths of the blocks that the client sent."""
+    return [replace(ref, path=chat.sources.get(ref.path, ref.path)) for ref in refs]
 
 
 def chat_of(request: PromptRequest) -> Chat:

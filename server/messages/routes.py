@@ -12,12 +12,14 @@ from server.answer import Draft
 from server.chat import draft_chat
 from server.exchange import Exchange
 from server.json_body import decode_json
+from server.media_wait import AwaitsMedia, then
 from server.messages.answer import MessageAnswer
 from server.messages.convert import num_prompt_tokens, valid_chat
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.protocol import parse_wire
 from server.site import Site, add_route
+from server.valid import ValidChat
 
 COUNT_PATH = f"{MESSAGES_PATH}/count_tokens"
 
@@ -25,19 +27,26 @@ COUNT_PATH = f"{MESSAGES_PATH}/count_tokens"
 def add_message_routes(api: FastAPI, site: Site) -> None:
     """The two routes; their exchanges have to come from `fault.exchange_for`."""
 
-    def read_message(body: bytes) -> Draft:
+    def read_message(body: bytes) -> Draft | AwaitsMedia[Draft]:
         request = parse_wire(MessagesRequest, decode_json(body))
-        draft = draft_chat(
-            valid_chat(request, site.validator),
-            site.tokenizer,
-            model=request.model or site.served_names[0],
-            system_fingerprint=site.fingerprint,
-        )
-        return dataclasses.replace(draft, id_prefix="msg_")
 
-    def read_count(body: bytes) -> bytes:
+        def draft(valid: ValidChat) -> Draft:
+            drafted = draft_chat(
+                valid,
+                site.tokenizer,
+                model=request.model or site.served_names[0],
+                system_fingerprint=site.fingerprint,
+            )
+            return dataclasses.replace(drafted, id_prefix="msg_")
+
+        return then(valid_chat(request, site.validator), draft)
+
+    def read_count(body: bytes) -> bytes | AwaitsMedia[bytes]:
         request = parse_wire(CountTokensRequest, decode_json(body))
-        return msgspec.json.encode({"input_tokens": num_prompt_tokens(request, site.validator)})
+        return then(
+            num_prompt_tokens(request, site.validator),
+            lambda count: msgspec.json.encode({"input_tokens": count}),
+        )
 
     async def create(exchange: Exchange) -> None:
         await site.generate(exchange, read_message, MessageAnswer)

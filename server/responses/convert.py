@@ -13,12 +13,13 @@ request is put in the terms of the Responses request by `Conversion.refusal`.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.errors import BadRequest
 from server.json_body import decode_object
+from server.media.loaded import MediaRef
 from server.protocol import ChatCompletionRequest, Model, parse_wire
 from server.responses.protocol import (
     FunctionCallItem,
@@ -80,6 +81,10 @@ class Conversion:
         return BadRequest(
             message, param=ours, status=error.status, type=error.type, code=error.code
         )
+
+    def refs(self, refs: Sequence[MediaRef]) -> list[MediaRef]:
+        """What the chat request refers to, at the paths of the Responses request."""
+        return [replace(ref, path=self._our_name(ref.path)) for ref in refs]
 
     def _our_name(self, param: str) -> str:
         if found := _MESSAGE.match(param):
@@ -277,9 +282,9 @@ def _part(part: dict[str, Any], path: str) -> dict[str, Any]:
     if part.get("type") != "input_image":
         return {"type": "text", "text": _part_text(part, path)}
     url = part.get("image_url")
-    if not isinstance(url, str):
+    if not isinstance(url, str) or not url:
         raise BadRequest(
-            f"{path}.image_url must be a string: files by id are not supported",
+            f"{path}.image_url must be a URL: files by id are not supported",
             param=f"{path}.image_url",
         )
     detail = part.get("detail")

@@ -2,6 +2,7 @@
 
 With `truncation: "auto"` a conversation that is too long for the model loses its oldest turns, as
 few as possible, until its prompt fits; system messages stay. A turn begins at a user message.
+Images of earlier turns are kept as the addresses they came from, and loaded again.
 """
 
 import dataclasses
@@ -14,8 +15,10 @@ from server.answer import Draft
 from server.chat import draft_chat
 from server.errors import BadRequest
 from server.json_body import decode_json
+from server.media_parts import LoadedByKey
+from server.media_wait import AwaitsMedia, with_media
 from server.protocol import ChatCompletionRequest, parse_wire
-from server.responses.convert import Conversion, convert
+from server.responses.convert import convert
 from server.responses.items import new_id
 from server.responses.logprobs import MessageLogprobs
 from server.responses.protocol import Items, ResponsesRequest
@@ -65,7 +68,7 @@ class ResponseReader:
         self._store = store
         self._default_model = default_model
 
-    def read(self, body: bytes, owner: bytes) -> ResponseDraft:
+    def read(self, body: bytes, owner: bytes) -> ResponseDraft | AwaitsMedia[ResponseDraft]:
         """Raise BadRequest for what cannot be answered."""
         wire = decode_json(body)
         request = parse_wire(ResponsesRequest, wire)
@@ -73,9 +76,30 @@ class ResponseReader:
         earlier = _decoded(previous.context() + list(previous.output_items)) if previous else []
         conversion = convert(request, wire, earlier, lambda item_id: self._item(owner, item_id))
         try:
-            valid = self._validated(conversion, truncates=request.truncation == "auto")
+            chat = parse_wire(ChatCompletionRequest, conversion.fields)
+            refs = self._validator.media_of(chat.messages)
         except BadRequest as error:
             raise conversion.refusal(error) from None
+
+        def drafted(media: LoadedByKey) -> ResponseDraft:
+            truncates = request.truncation == "auto"
+            try:
+                valid = self._validated(chat, media, conversion.fields, truncates=truncates)
+            except BadRequest as error:
+                raise conversion.refusal(error) from None
+            return self._drafted(request, wire, conversion.items, valid, previous, owner)
+
+        return with_media(conversion.refs(refs), drafted)
+
+    def _drafted(
+        self,
+        request: ResponsesRequest,
+        wire: dict[str, Any],
+        items: Items,
+        valid: ValidChat,
+        previous: StoredResponse | None,
+        owner: bytes,
+    ) -> ResponseDraft:
         draft = draft_chat(
             valid,
             self._tokenizer,
@@ -91,7 +115,7 @@ class ResponseReader:
             draft=dataclasses.replace(draft, id_prefix="resp_"),
             fields=_response_fields(request, wire, draft.model, valid, is_kept),
             owner=owner,
-            input_items=_stored_items(conversion.items) if is_kept else (),
+            input_items=_stored_items(items) if is_kept else (),
             previous=previous,
             store=self._store if is_kept else None,
             background=request.background,
@@ -119,18 +143,24 @@ class ResponseReader:
         json = self._store.item(owner, item_id) if self._store is not None else None
         return None if json is None else msgspec.json.decode(json)
 
-    def _validated(self, conversion: Conversion, *, truncates: bool) -> ValidChat:
-        fields = conversion.fields
-        request = parse_wire(ChatCompletionRequest, fields)
+    def _validated(
+        self,
+        chat: ChatCompletionRequest,
+        media: LoadedByKey,
+        fields: dict[str, Any],
+        *,
+        truncates: bool,
+    ) -> ValidChat:
+        """`fields` are those of `chat` as JSON."""
         try:
-            return self._validator.chat(request)
+            return self._validator.chat(chat, media)
         except BadRequest as error:
             if not truncates or error.code != "context_length_exceeded":
                 raise
             fitting = _fewest_dropped(
                 fields["messages"],
                 lambda messages: self._validator.chat(
-                    parse_wire(ChatCompletionRequest, {**fields, "messages": messages})
+                    parse_wire(ChatCompletionRequest, {**fields, "messages": messages}), media
                 ),
             )
             if fitting is None:

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 
 from server.errors import BadRequest
 from server.exchange import Exchange
+from server.media_wait import AwaitsMedia
 from server.responses.answer import ResponseAnswer
 from server.responses.background import BackgroundJobs, Job, follow
 from server.responses.read import ResponseDraft, ResponseReader
@@ -72,7 +73,7 @@ class _Routes:
     async def create(self, exchange: Exchange) -> None:
         owner = self._owner(exchange)
 
-        def read(body: bytes) -> ResponseDraft:
+        def read(body: bytes) -> ResponseDraft | AwaitsMedia[ResponseDraft]:
             return self._reader.read(body, owner)
 
         async def answer(draft: ResponseDraft, arrived: float) -> None:
@@ -97,18 +98,18 @@ class _Routes:
         stream = request.query_params.get("stream", "false")
         if stream not in ("true", "1", "false", "0"):
             raise BadRequest("stream must be true or false", param="stream")
-        if stream in ("true", "1"):
-            await self._follow(exchange, request)
-        else:
-            await exchange.reply(response.body)
-
-    async def _follow(self, exchange: Exchange, request: Request) -> None:
-        """Stream a response once more, from where the client says."""
         after = request.query_params.get("starting_after")
         if after is not None and not _is_number(after):
             raise BadRequest(
                 "starting_after must be the sequence number of an event", param="starting_after"
             )
+        if stream in ("true", "1"):
+            await self._follow(exchange, request, start=0 if after is None else int(after) + 1)
+        else:
+            await exchange.reply(response.body)
+
+    async def _follow(self, exchange: Exchange, request: Request, *, start: int) -> None:
+        """Stream a response once more, from event number `start` on."""
         job = self._job(exchange, request)
         if job is None or job.log is None:
             raise BadRequest(
@@ -116,7 +117,6 @@ class _Routes:
                 "streamed again, until a while after its end",
                 param="stream",
             )
-        start = 0 if after is None else int(after) + 1
         if start < job.log.start:
             raise BadRequest(
                 f"starting_after must be at least {job.log.start - 1}: earlier events are not kept",

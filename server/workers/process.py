@@ -72,7 +72,7 @@ async def _serve(line: ParentLine, start: Start, listener: socket.socket) -> int
     is_settled = asyncio.Event()  # the server is ready, or there is no engine
 
     def on_ready(info: EngineInfo) -> None:
-        parts.validator.max_model_len = info.max_model_len
+        parts.note_engine(info)
         is_ready.set()
         line.send(Ready(engine_address))
 
@@ -122,7 +122,7 @@ async def _serve(line: ParentLine, start: Start, listener: socket.socket) -> int
 
     async def stop() -> None:
         link.close()
-        parts.checker.close()
+        await parts.close()
 
     app = parts.app(
         link,

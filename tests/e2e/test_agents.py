@@ -33,6 +33,7 @@ from tests.server.http.asking import say
 from tests.server.http.conftest import (  # noqa: F401
     anyio_backend,
     checkpoint,
+    model_config,
     tokenizer,
     validator,
 )

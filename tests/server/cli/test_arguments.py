@@ -74,6 +74,8 @@ def test_defaults():
         (["--device", "cuda"], "device", "cuda"),
         (["--enforce-eager"], "enforce_eager", True),
         ([], "enforce_eager", False),
+        (["--language-model-only"], "language_model_only", True),
+        ([], "language_model_only", False),
         (["--revision", "v1"], "revision", "v1"),
     ],
 )
@@ -90,13 +92,17 @@ def test_the_number_of_api_workers_and_its_alias():
 def test_flags_of_other_servers_that_are_not_needed_are_named():
     arguments = serve(
         "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen3_coder",
-        "--enable-auto-tool-choice", "--trust-remote-code",
+        "--enable-auto-tool-choice", "--trust-remote-code", "--skip-mm-profiling",
+        "--limit-mm-per-prompt", '{"image": 2}', "--mm-processor-cache-gb", "0",
     )  # fmt: skip
     assert arguments.ignored_flags == (
         "--reasoning-parser",
         "--tool-call-parser",
         "--enable-auto-tool-choice",
         "--trust-remote-code",
+        "--limit-mm-per-prompt",
+        "--mm-processor-cache-gb",
+        "--skip-mm-profiling",
     )
 
 
@@ -117,6 +123,14 @@ def test_a_key_in_the_environment_is_checked_as_a_flag_is(capsys: pytest.Capture
     assert "two words" not in message
 
 
+def test_where_media_may_come_from():
+    assert (serve().media_domains, serve().media_dir) == ((), None)
+    given = serve(
+        "m", "--allowed-media-domains", "a.org", "b.org", "--allowed-local-media-path", "/pictures"
+    )
+    assert (given.media_domains, given.media_dir) == (("a.org", "b.org"), "/pictures")
+
+
 def test_several_served_names():
     assert serve("m", "--served-model-name", "a", "b").served_model_names == ("a", "b")
 
@@ -133,6 +147,7 @@ def test_several_served_names():
         ("serve a b", "unexpected argument b"),
         ("serve a --model b", "two models given: a and b"),
         ("serve --served-model-name name path", "write MODEL before --served-model-name"),
+        ("serve --allowed-media-domains a.org path", "write MODEL before --allowed-media-domains"),
         ("serve --port 65536", "65536 is not between 0 and 65535"),
         ("serve --port 1e3", "1e3 is not a whole number"),
         ("serve --max-model-len 0", "0 is not a length"),

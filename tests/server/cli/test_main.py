@@ -7,9 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from server.__main__ import main
+from server.plan_command import count_parameters
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -52,6 +55,11 @@ def run(cache_home: Path, *argv: str, **environment: str) -> "subprocess.Complet
         (["serve", "/no/such/model"], 1, "/no/such/model is neither a directory nor a hub id"),
         (["plan", "owner/name"], 1, "owner/name is neither a local directory nor in the local"),
         (["serve", "--prot", "80"], 2, "unknown flag --prot; did you mean --port?"),
+        (
+            ["serve", "--allowed-local-media-path", "/no/such"],
+            1,
+            "--allowed-local-media-path /no/such is not a directory",
+        ),
         (["serve", "-tp", "4"], 2, "--tensor-parallel-size 4 is not supported"),
     ],
 )
@@ -102,6 +110,14 @@ def test_plan_counts_weights_pages_and_states(
     lengths = [int(row[1].replace(",", "")) for row in rows]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
+
+
+def test_plan_counts_the_tower_where_it_is_loaded(tmp_path: Path):
+    parts = {"model.visual.a": 3, "mtp.b": 5, "model.language_model.c": 7}
+    tensors = {name: np.zeros(size, np.float32) for name, size in parts.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert count_parameters(tmp_path, with_tower=True) == 10
+    assert count_parameters(tmp_path, with_tower=False) == 7
 
 
 def test_plan_in_float32_doubles_the_weights(

@@ -36,7 +36,9 @@ def say(tokenizer: Tokenizer, text: str, *, end: str | None = "<|im_end|>") -> l
     return [(token_id,) for token_id in ids]
 
 
-def chat(content: str = "What is the weather?", **fields: Any) -> dict[str, Any]:
+def chat(
+    content: str | list[dict[str, Any]] = "What is the weather?", **fields: Any
+) -> dict[str, Any]:
     """A chat request, thinking off unless asked for."""
     fields.setdefault("chat_template_kwargs", {"enable_thinking": False})
     return {"messages": [{"role": "user", "content": content}], **fields}

@@ -34,8 +34,8 @@ def tokenizer(checkpoint: CheckpointText) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def validator(checkpoint: CheckpointText, reader: ConstraintReader) -> Validator:
-    model_config = ModelConfig.from_dict(
+def model_config(checkpoint: CheckpointText) -> ModelConfig:
+    return ModelConfig.from_dict(
         {
             "architectures": ["Qwen3_5ForCausalLM"],
             "vocab_size": VOCAB_SIZE,
@@ -54,6 +54,12 @@ def validator(checkpoint: CheckpointText, reader: ConstraintReader) -> Validator
             "intermediate_size": 64,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def validator(
+    checkpoint: CheckpointText, model_config: ModelConfig, reader: ConstraintReader
+) -> Validator:
     return Validator(
         checkpoint.tokenizer,
         checkpoint.template,

@@ -9,10 +9,11 @@ import pytest
 
 from engine import QueueFull
 from server.http_limits import HttpLimits
+from server.media_parts import LoadedByKey
 from server.protocol import ChatCompletionRequest
 from server.tokenizer import Tokenizer
 from server.valid import ValidChat
-from server.validate import Validator
+from server.validate import NO_MEDIA, Validator
 from tests.fakes import FakeServer, build_server
 from tests.server.http.asking import CHAT, COMPLETIONS, Call, chat, say
 
@@ -136,10 +137,10 @@ class SlowValidator(Validator):
         self.gate = gate
         self.is_inside = threading.Event()
 
-    def chat(self, request: ChatCompletionRequest) -> ValidChat:
+    def chat(self, request: ChatCompletionRequest, media: LoadedByKey = NO_MEDIA) -> ValidChat:
         self.is_inside.set()
         assert self.gate.wait(10)
-        return self.inner.chat(request)
+        return self.inner.chat(request, media)
 
 
 async def test_a_client_that_goes_away_while_its_request_is_read(

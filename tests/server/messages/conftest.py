@@ -6,9 +6,9 @@ import pytest
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer, build_server
-from tests.server.http.conftest import anyio_backend, checkpoint, tokenizer, validator
+from tests.server.http.conftest import anyio_backend, checkpoint, model_config, tokenizer, validator
 
-__all__ = ["anyio_backend", "checkpoint", "tokenizer", "validator"]
+__all__ = ["anyio_backend", "checkpoint", "model_config", "tokenizer", "validator"]
 
 
 @pytest.fixture

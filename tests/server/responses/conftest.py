@@ -6,10 +6,10 @@ import pytest
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer
-from tests.server.http.conftest import anyio_backend, checkpoint, tokenizer, validator
+from tests.server.http.conftest import anyio_backend, checkpoint, model_config, tokenizer, validator
 from tests.server.responses.wiring import build
 
-__all__ = ["anyio_backend", "checkpoint", "tokenizer", "validator"]
+__all__ = ["anyio_backend", "checkpoint", "model_config", "tokenizer", "validator"]
 
 
 @pytest.fixture

@@ -177,9 +177,10 @@ async def test_a_stream_can_be_taken_up_behind_any_event(
         expected = [f"event: {e['type']}" for e in found[after + 1 :]]
         assert [line for line in rest.text.split("\n") if line.startswith("event")] == expected
     for wrong in ("-1", "x", "1.5", ""):
-        refused = await client.get(f"{path}?stream=true&starting_after={wrong}")
-        assert refused.status_code == 400
-        assert refused.json()["error"]["param"] == "starting_after"
+        for streams in ("true", "false"):
+            refused = await client.get(f"{path}?stream={streams}&starting_after={wrong}")
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "starting_after"
 
 
 async def test_only_what_was_asked_for_as_a_stream_is_streamed(

@@ -3,6 +3,8 @@ from typing import Any
 import pytest
 
 from server.errors import BadRequest
+from server.media.loaded import MediaRef
+from server.media_parts import media_refs
 from server.protocol import ChatMessage
 from server.validate_messages import template_messages
 
@@ -61,9 +63,19 @@ def test_text_parts_are_concatenated_and_null_is_empty():
 @pytest.mark.parametrize(
     ("part", "param"),
     [
-        ({"type": "image_url", "image_url": {"url": "data:,"}}, "messages.1.content.0"),
-        ({"type": "video_url", "video_url": "http://x"}, "messages.1.content.0"),
         ({"type": "input_audio"}, "messages.1.content.0"),
+        ({"type": "audio_url", "audio_url": {"url": "data:,"}}, "messages.1.content.0"),
+        ({"type": "file", "file": {}}, "messages.1.content.0"),
+        ({"type": "image_url"}, "messages.1.content.0.image_url"),
+        ({"type": "image_url", "image_url": ""}, "messages.1.content.0.image_url"),
+        ({"type": "image_url", "image_url": ["x"]}, "messages.1.content.0.image_url"),
+        ({"type": "image_url", "image_url": {}}, "messages.1.content.0.image_url.url"),
+        ({"type": "image_url", "image_url": {"url": 5}}, "messages.1.content.0.image_url.url"),
+        (
+            {"type": "image_url", "image_url": {"url": "data:,", "detail": 5}},
+            "messages.1.content.0.image_url.detail",
+        ),
+        ({"type": "video", "video": ["a.png", "b.png"]}, "messages.1.content.0.video"),
         ({"type": "wizardry"}, "messages.1.content.0.type"),
         ({"text": "x"}, "messages.1.content.0.type"),
         ({"type": ["text"], "text": "x"}, "messages.1.content.0.type"),
@@ -75,6 +87,62 @@ def test_other_parts_are_refused(part: dict[str, Any], param: str):
     caught = refused(USER, {"role": "user", "content": [part]})
     assert caught.param == param
     assert caught.message.startswith(param)
+
+
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:a", "detail": "low"}}
+MEDIA_PARTS = [
+    IMAGE_PART,
+    {"type": "image_url", "image_url": "data:a"},
+    {"type": "image", "image": "data:a"},
+    {"type": "video_url", "video_url": {"url": "data:a", "detail": None}},
+    {"type": "video_url", "video_url": "data:a"},
+    {"type": "video", "video": "data:a"},
+]
+
+
+def a_text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_media_stand_between_texts(role: str):
+    parts = [a_text("a"), a_text(" b"), IMAGE_PART, MEDIA_PARTS[4], a_text("c"), a_text("")]
+    assert normalised({"role": role, "content": parts})[0]["content"] == [
+        a_text("a b"),
+        {"type": "image"},
+        {"type": "video"},
+        a_text("c"),
+    ]
+
+
+@pytest.mark.parametrize("part", MEDIA_PARTS)
+def test_all_spellings_of_media_are_read_alike(part: dict[str, Any]):
+    kind = "image" if "image" in part["type"] else "video"
+    messages = [
+        ChatMessage.model_validate(message)
+        for message in (USER, {"role": "user", "content": [a_text("x"), part]})
+    ]
+    assert media_refs(messages) == [MediaRef(kind, "data:a", "messages.1.content.1")]
+    assert normalised(USER, {"role": "user", "content": [part]})[1]["content"] == [{"type": kind}]
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "assistant"])
+def test_media_in_other_roles_are_refused(role: str):
+    message = {"role": role, "content": [a_text("x"), IMAGE_PART]}
+    caught = refused(USER, message)
+    assert caught.param == "messages.1.content.1"
+    with pytest.raises(BadRequest) as before:
+        media_refs([ChatMessage.model_validate(message)])
+    assert before.value.param == "messages.0.content.1"
+
+
+def test_only_the_texts_around_media_are_untrusted():
+    (message,) = template_messages(
+        [ChatMessage(role="user", content=[a_text("a"), a_text("b"), IMAGE_PART, a_text("c")])],
+        continue_final_message=False,
+        untrusted=str.upper,
+    )
+    assert message["content"] == [a_text("AB"), {"type": "image"}, a_text("C")]
 
 
 def test_reasoning_under_both_names():

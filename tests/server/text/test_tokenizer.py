@@ -56,7 +56,7 @@ def test_added_tokens_are_single_ids_and_only_some_are_special():
         assert TINY.decode([token_id], skip_special_tokens=True) == ("" if special else name)
 
 
-@pytest.mark.parametrize("token_id", [-1, 492, 100_000, 2**31, 2**70])
+@pytest.mark.parametrize("token_id", [-1, 493, 100_000, 2**31, 2**70])
 def test_ids_without_an_entry_are_empty(token_id: int):
     assert TINY.token_bytes(token_id) == b""
     assert TINY.token_str(token_id) == ""
@@ -122,14 +122,14 @@ def edited(tiny_dir: Path, target: Path, added: dict[str, object], *, eos: objec
 
 
 def test_tokens_that_only_the_config_declares_are_added(tiny_dir: Path, tmp_path: Path):
-    added: dict[str, object] = {"492": {"content": "<extra>", "special": True}}
+    added: dict[str, object] = {"493": {"content": "<extra>", "special": True}}
     tokenizer = Tokenizer.from_dir(
         edited(tiny_dir, tmp_path / "m", added, eos={"content": "<extra>"})
     )
-    assert tokenizer.encode("<extra>") == [492]
-    assert tokenizer.is_special(492)
-    assert tokenizer.num_real_tokens == 493
-    assert 492 in tokenizer.eos_ids
+    assert tokenizer.encode("<extra>") == [493]
+    assert tokenizer.is_special(493)
+    assert tokenizer.num_real_tokens == 494
+    assert 493 in tokenizer.eos_ids
 
 
 def test_a_config_at_odds_with_the_vocabulary(tiny_dir: Path, tmp_path: Path):
@@ -137,7 +137,7 @@ def test_a_config_at_odds_with_the_vocabulary(tiny_dir: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="gives <extra> the id 600"):
         Tokenizer.from_dir(edited(tiny_dir, tmp_path / "m", added, eos=None))
     with pytest.raises(ValueError, match="added_tokens_decoder is malformed"):
-        Tokenizer.from_dir(edited(tiny_dir, tmp_path / "n", {"492": 5}, eos=None))
+        Tokenizer.from_dir(edited(tiny_dir, tmp_path / "n", {"493": 5}, eos=None))
 
 
 def test_missing_and_broken_files(tmp_path: Path):
@@ -153,4 +153,4 @@ def test_missing_and_broken_files(tmp_path: Path):
 
 
 def test_the_library_reads_what_the_builder_wrote(tiny_dir: Path):
-    assert Backend.from_file(str(tiny_dir / "tokenizer.json")).get_vocab_size() == 492
+    assert Backend.from_file(str(tiny_dir / "tokenizer.json")).get_vocab_size() == 493

@@ -26,6 +26,7 @@ ADDED_TOKENS = (
     ("</tool_response>", False),
     ("<think>", False),
     ("</think>", False),
+    ("<|video_pad|>", True),
 )
 
 SPLIT = (
@@ -48,7 +49,11 @@ TEMPLATE = """\
 {%- macro text_of(content) %}
     {%- if content is string %}{{- content }}
     {%- elif content is not none and content is iterable %}
-        {%- for part in content %}{{- part.text }}{%- endfor %}
+        {%- for part in content %}
+            {%- if part.type in ('image', 'video') %}
+                {{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}
+            {%- else %}{{- part.text }}{%- endif %}
+        {%- endfor %}
     {%- endif %}
 {%- endmacro %}
 {%- if messages[0].role == 'system' %}

@@ -1,0 +1,132 @@
+"""The messages of a chat -> its prompt: rendered by the model's template, tokenised, media placed.
+
+Text that costs too much to tokenise is refused before it is. The bound counts what the template
+wrote: the placeholder of an image is one there, however many tokens it becomes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine import Media, VisionConfig
+from server.errors import BadRequest
+from server.media_parts import LoadedByKey, key_of, media_refs
+from server.media_prompt import MediaPrompt
+from server.protocol import ChatMessage, ChatPromptFields
+from server.template import ChatTemplate
+from server.tokenizer import Tokenizer
+from server.validate_messages import template_messages
+
+MAX_CHARS_PER_TOKEN = 16  # of the window; the bound on text before it is tokenised
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    text: str  # as the template wrote it: one placeholder for an image or a video
+    ids: list[int]
+    media: tuple[Media, ...]
+
+
+class ChatPrompter:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        vision: VisionConfig | None,
+        *,
+        literal_control_tokens: bool,
+    ) -> None:
+        """`template` None: the model does not chat. `vision` None: it takes no media."""
+        self._tokenizer = tokenizer
+        self._template = template
+        self._media_prompt = None if vision is None else MediaPrompt(tokenizer, vision)
+        self._literal_control_tokens = literal_control_tokens
+
+    @property
+    def takes_media(self) -> bool:
+        return self._media_prompt is not None and self._media_prompt.is_usable
+
+    def prompt(
+        self,
+        request: ChatPromptFields,
+        messages: Sequence[ChatMessage],
+        media: LoadedByKey,
+        *,
+        add_special_tokens: bool,
+        window: int,
+    ) -> ChatPrompt:
+        """`media` holds all that `messages` refer to. Raises BadRequest."""
+        template = self._checked_template(request)
+        continues = request.continue_final_message
+        given = template_messages(
+            messages,
+            continue_final_message=continues,
+            untrusted=self._tokenizer.literal if self._literal_control_tokens else None,
+        )
+        asked = request.add_generation_prompt
+
+        def rendered(given: list[dict[str, Any]], tools: Any, kwargs: dict[str, Any]) -> str:
+            text = template.render(
+                given,
+                tools,
+                add_generation_prompt=not continues if asked is None else asked,
+                continue_final_message=continues,
+                kwargs=kwargs,
+                max_chars=MAX_CHARS_PER_TOKEN * window,
+            )
+            check_chars(text, "messages", window)
+            return text
+
+        kwargs = _template_kwargs(request)
+        loaded = [media[key_of(ref)] for ref in media_refs(messages)] if media else []
+        if not loaded:
+            text = rendered(given, request.tools, kwargs)
+            return ChatPrompt(text, self._tokenizer.encode(text, add_special_tokens), ())
+        assert self._media_prompt is not None, "media of a model without a tower"
+        guard = self._media_prompt.guard()
+        text = rendered(guard.hide(given), guard.hide(request.tools), guard.hide(kwargs))
+        ids, placed = self._media_prompt.encode(
+            text, loaded, guard, add_special_tokens=add_special_tokens
+        )
+        return ChatPrompt(guard.restore(text), ids, placed)
+
+    def _checked_template(self, request: ChatPromptFields) -> ChatTemplate:
+        if request.chat_template is not None:
+            raise BadRequest(
+                "chat_template of a request is not used: the model's own is", param="chat_template"
+            )
+        if self._template is None:
+            raise BadRequest("messages: this model has no chat template", param="messages")
+        if request.continue_final_message and request.add_generation_prompt:
+            raise BadRequest(
+                "continue_final_message and add_generation_prompt exclude each other",
+                param="continue_final_message",
+            )
+        return self._template
+
+
+def check_chars(text: str, param: str, window: int) -> None:
+    """Refuse text that is longer than a prompt could be."""
+    if len(text) > MAX_CHARS_PER_TOKEN * window:
+        raise BadRequest(
+            f"{param} has more than {MAX_CHARS_PER_TOKEN * window} characters, which is past "
+            f"this model's maximum context length of {window} tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _template_kwargs(request: ChatPromptFields) -> dict[str, Any]:
+    """Client arguments for the template; explicit ones go before what `reasoning_effort` means."""
+    given = {k: v for k, v in request.chat_template_kwargs.items() if v is not None}
+    if not isinstance(given.get("enable_thinking", True), bool):
+        raise BadRequest(
+            "chat_template_kwargs.enable_thinking must be true or false",
+            param="chat_template_kwargs.enable_thinking",
+        )
+    effort = request.reasoning_effort
+    if effort is None:
+        return given
+    if effort == "none":
+        return {"enable_thinking": False, **given}
+    return {"reasoning_effort": effort, **given}
