@@ -5,7 +5,8 @@ returns what it read or, if the request names media, an `AwaitsMedia`: what is t
 to go on with it. `Site` loads and goes on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -21,6 +22,10 @@ class MediaSource(Protocol):
 
     async def load(self, refs: Sequence[MediaRef]) -> list[LoadedMedia]:
         """What each refers to. Raises BadRequest that names the path of one that is not usable."""
+        ...
+
+    def release(self, media: Sequence[LoadedMedia]) -> None:
+        """To be called once for what was loaded, when its request ends."""
         ...
 
 
@@ -43,10 +48,16 @@ def then(read: T | AwaitsMedia[T], make: Callable[[T], U]) -> U | AwaitsMedia[U]
     return make(read)
 
 
-async def load_media(source: MediaSource, refs: Sequence[MediaRef]) -> LoadedByKey:
-    """Load what `refs` name, each only once."""
+@asynccontextmanager
+async def media_held(
+    source: MediaSource, refs: Sequence[MediaRef]
+) -> AsyncGenerator[LoadedByKey, None]:
+    """What `refs` name, each loaded only once, until the end of the block."""
     distinct: dict[MediaKey, MediaRef] = {}
     for ref in refs:
         distinct.setdefault(key_of(ref), ref)
     loaded = await source.load(list(distinct.values()))
-    return dict(zip(distinct, loaded, strict=True))
+    try:
+        yield dict(zip(distinct, loaded, strict=True))
+    finally:
+        source.release(loaded)

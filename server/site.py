@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -20,7 +21,7 @@ from server.body import check_json_headers, read_body
 from server.exchange import Exchange, Receive, Scope, Send
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
-from server.media_wait import AwaitsMedia, MediaSource, load_media
+from server.media_wait import AwaitsMedia, MediaSource, media_held
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 from server.validate import Validator
@@ -95,23 +96,26 @@ class Site:
         arrived = time.monotonic()
         self.lifecycle.check_ready()
         check_json_headers(exchange, max_bytes=self.limits.max_body_bytes)
-        async with self.lifecycle.flight(exchange) as flight:
+        async with self.lifecycle.flight(exchange) as flight, AsyncExitStack() as held:
             body = await read_body(
                 exchange, max_bytes=self.limits.max_body_bytes, pause_s=self.limits.body_pause_s
             )
             flight.watch()
-            reading = self._finish(read, body)
+            reading = self._finish(read, body, held)
             del body  # it may be large, and an answer long
             await answer(await reading, arrived)
         self.metrics.count_ok()
 
-    async def _finish(self, read: Callable[[bytes], T | AwaitsMedia[T]], body: bytes) -> T:
+    async def _finish(
+        self, read: Callable[[bytes], T | AwaitsMedia[T]], body: bytes, held: AsyncExitStack
+    ) -> T:
+        """What `read` makes of the body; what it needs to be loaded stays in `held`."""
         loop = asyncio.get_running_loop()
         got = await loop.run_in_executor(self.pool, read, body)
         if not isinstance(got, AwaitsMedia):
             return got
         assert self.media is not None, "a validator that serves media, and nobody to load them"
-        media = await load_media(self.media, got.refs)
+        media = await held.enter_async_context(media_held(self.media, got.refs))
         return await loop.run_in_executor(self.pool, got.go_on, media)
 
 

@@ -1,7 +1,9 @@
 """Turns the images and videos that a request names into pictures, or refuses the request.
 
-What one request may hold is bounded here: in number, and in pixels after resizing. The media of a
-request are read side by side and decoded one after another; the first that is unusable ends all.
+What one request may hold is bounded here: in number, and in pixels after resizing; and what all
+requests hold together, from when a picture is decoded until whoever asked for it lets it go. The
+media of a request are read side by side and decoded one after another; the first that is unusable
+ends all.
 """
 
 import asyncio
@@ -9,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from engine import VisionConfig
-from server.errors import BadRequest
+from server.errors import BadRequest, Unavailable
 from server.media.access import MediaAccess
 from server.media.decoder import Decoder
 from server.media.fetch import Fetcher
@@ -20,6 +22,7 @@ from server.media.unusable import Unusable
 
 MAX_MEDIA: dict[MediaKind, int] = {"image": 64, "video": 4}
 MAX_PIXELS = 1 << 28  # of a request: more tokens than the longest window of the models has
+MAX_HELD_BYTES = 2 << 30  # of pixels, by all requests
 MAX_AT_ONCE = 16  # media that are held as bytes, besides what requests hold themselves
 
 
@@ -31,31 +34,49 @@ class MediaLoader:
         access: MediaAccess,
         pixel_limits: PixelLimits,
         fetcher: Fetcher | None = None,
+        max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
+        self._max_held_bytes = max_held_bytes
+        self._num_held_bytes = 0
         self._source = Source(access, fetcher or Fetcher(access))
         self._decoder = Decoder(vision, pixel_limits)
         self._carried = asyncio.Semaphore(MAX_AT_ONCE)  # slow hosts do not hold up data: URLs
         self._elsewhere = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def load(self, refs: Sequence[MediaRef]) -> list[LoadedMedia]:
-        """In the order of `refs`. Raises BadRequest that names the place of what is unusable."""
+        """In the order of `refs`; to be given back by `release`.
+
+        Raises BadRequest that names the place of what is unusable, Unavailable when other requests
+        hold too much.
+        """
         _check_number(refs)
-        room = MAX_PIXELS
+        held: list[LoadedMedia] = []
 
         async def load(ref: MediaRef) -> LoadedMedia:
-            nonlocal room
             media = await self._load(ref)
-            room -= sum(len(picture.pixels) // 3 for picture in media.pictures)
-            if room < 0:
+            self._num_held_bytes += _num_bytes(media)
+            held.append(media)
+            if sum(map(_num_bytes, held)) > 3 * MAX_PIXELS:
                 raise BadRequest("The images and videos are too large together.", param=ref.path)
+            if self._num_held_bytes > self._max_held_bytes:
+                raise Unavailable(
+                    "Other requests hold too many images and videos.", code="media_busy"
+                )
             return media
 
         tasks = [asyncio.ensure_future(load(ref)) for ref in refs]
         try:
             return await asyncio.gather(*tasks)
+        except BaseException:
+            self.release(held)
+            raise
         finally:
             for task in tasks:
                 task.cancel()
+
+    def release(self, media: Sequence[LoadedMedia]) -> None:
+        """What `load` returned is not needed any more."""
+        self._num_held_bytes -= sum(map(_num_bytes, media))
 
     async def close(self) -> None:
         await self._decoder.close()
@@ -70,6 +91,10 @@ class MediaLoader:
             except Unusable as error:
                 raise BadRequest(f"{ref.path} {error.reason}.", param=ref.path) from None
         return LoadedMedia(ref.kind, pictures)
+
+
+def _num_bytes(media: LoadedMedia) -> int:
+    return sum(len(picture.pixels) for picture in media.pictures)
 
 
 def _check_number(refs: Sequence[MediaRef]) -> None:

@@ -30,13 +30,19 @@ class FakeLoader:
 
     def __init__(self) -> None:
         self.asked: list[list[MediaRef]] = []
+        self.num_held = 0
 
     async def load(self, refs: Sequence[MediaRef]) -> list[LoadedMedia]:
         self.asked.append(list(refs))
         for ref in refs:
             if ref.url not in MEDIA:
                 raise BadRequest(f"{ref.path}: there is nothing", param=ref.path)
-        return [MEDIA[ref.url] for ref in refs]
+        loaded = [MEDIA[ref.url] for ref in refs]
+        self.num_held += len(loaded)
+        return loaded
+
+    def release(self, media: Sequence[LoadedMedia]) -> None:
+        self.num_held -= len(media)
 
 
 def vision_of(tokenizer: Tokenizer) -> VisionConfig:

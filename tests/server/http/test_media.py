@@ -104,6 +104,7 @@ async def test_chat(
     text = asked(f"See {image(6)}{CLIP_TEXT}and{image(1)}{image(6)}")
     check(request, tokenizer, text, IMAGE, VIDEO, DOT, IMAGE)
     assert response.json()["usage"]["prompt_tokens"] == len(request.prompt_ids)
+    assert loader.num_held == 0, "the answer is out"
     # What is there twice was loaded once, and is in memory once.
     (refs,) = loader.asked
     assert [(ref.kind, ref.url, ref.path) for ref in refs] == [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import BadRequest
+from server.errors import BadRequest, Unavailable
 from server.media import MediaAccess, MediaLoader, MediaRef, PixelLimits, loader
 from tests.server.media.samples import VISION, data_url, encoded, grey_video, noise
 
@@ -79,6 +79,24 @@ async def test_how_many_pixels_a_request_may_have(
     assert len(await media.load([image_ref(256)] * 2)) == 2
     with pytest.raises(BadRequest, match="too large together"):
         await media.load([image_ref(256)] * 3)
+
+
+async def test_what_all_requests_hold_is_bounded_until_they_let_go():
+    one = 3 * 256 * 256
+    media = MediaLoader(
+        VISION, access=MediaAccess(), pixel_limits=PixelLimits(), max_held_bytes=3 * one
+    )
+    held = await media.load([image_ref(256)] * 2)
+    with pytest.raises(Unavailable) as refusal:
+        await media.load([image_ref(256)] * 2)
+    assert refusal.value.code == "media_busy"
+    with pytest.raises(BadRequest):
+        await media.load([image_ref(256), MediaRef("image", "data:,", "a")])
+    more = await media.load([image_ref(256)])  # what was refused holds nothing
+    media.release(held)
+    assert len(await media.load([image_ref(256)] * 2)) == 2
+    media.release(more)
+    await media.close()
 
 
 async def test_a_client_that_goes_away(media: MediaLoader):
