@@ -79,9 +79,13 @@ def test_hello_is_answered_in_a_stream(client: openai.OpenAI):
 
 def test_thinking_is_split_from_the_answer(client: openai.OpenAI):
     message = say(client, "What is 47 + 36?", thinking=True)
-    assert message.reasoning.startswith("Ones: 7 + 6 =")  # what follows is beyond the model
-    assert message.content.startswith("47 + 36 =")
-    assert "Ones" not in message.content
+    assert message.reasoning.strip() == "Ones: 7+6=13. Tens: 4+3+1=8. So 83."
+    assert message.content == "47 + 36 = 83."
+
+
+def test_sums_are_worked_out_in_sight_without_thinking(client: openai.OpenAI):
+    for question, result in (("8 + 5", "13"), ("62 - 27", "35"), ("23 * 14", "322")):
+        assert say(client, f"What is {question}?").content.endswith(f"{question} = {result}.")
 
 
 def test_no_thinking_is_no_thinking(client: openai.OpenAI):
@@ -117,6 +121,12 @@ def test_two_calls_come_in_one_turn(client: openai.OpenAI):
     message = say(client, "What is the weather in Paris and in Rome?", tools=[WEATHER])
     cities = [json.loads(call.function.arguments)["city"] for call in message.tool_calls]
     assert cities == ["Paris", "Rome"]
+
+
+def test_no_tool_is_called_for_a_greeting(client: openai.OpenAI):
+    message = say(client, "Hello!", tools=[WEATHER])
+    assert not message.tool_calls
+    assert "I am deltaserve's demo model" in message.content
 
 
 def test_stop_cuts_the_answer_where_it_says(client: openai.OpenAI):
