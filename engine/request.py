@@ -58,7 +58,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     num_prompt_logprobs: int | None = None  # the same, of every prompt token
 
 
-class Media(msgspec.Struct, frozen=True, array_like=True):
+class Media(msgspec.Struct, frozen=True, array_like=True, weakref=True):
     """A picture in a prompt: an image, or one temporal patch of a video.
 
     Its placeholder tokens stand at `prompt_ids[start : start + n]`, where n is the number of merged

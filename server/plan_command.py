@@ -1,16 +1,27 @@
 """`deltaserve plan`: what fits into memory, by the engine's own arithmetic; nothing is loaded.
 
 Weights are counted from the headers of the checkpoint's files, caches planned by `plan_memory`.
-The answer is the one a start would come to with the same flags and the same free memory.
+The answer is the one a start would come to with the same flags and the same free memory. On a GPU
+that is all of its memory, as `--memory` or the driver's own program tell it: nobody else uses it.
 """
 
+import shutil
+import subprocess
 from math import prod
 from pathlib import Path
 
 import msgspec
 from safetensors import safe_open
 
-from engine import EngineConfig, MemoryPlan, ModelConfig, available_bytes, plan_memory
+from engine import (
+    GPU_DEFAULTS,
+    EngineConfig,
+    MemoryPlan,
+    ModelConfig,
+    available_bytes,
+    cache_budget,
+    plan_memory,
+)
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 TOWER = "visual."  # the part of a checkpoint that sees
@@ -24,29 +35,68 @@ def describe_plan(engine_config: EngineConfig, memory_bytes: int | None) -> str:
     dtype = model.dtype if engine_config.dtype == "auto" else engine_config.dtype
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPE_BYTES)}")
-    if engine_config.language_model_only:
+    num_parameters = count_parameters(model_dir, with_tower=False)
+    if model.vision is not None and not engine_config.language_model_only:
+        with_tower = count_parameters(model_dir, with_tower=True)
+        has_tower, num_parameters = with_tower > num_parameters, with_tower
+    else:
+        has_tower = False
+    if not has_tower:
         model = msgspec.structs.replace(model, vision=None)
-    num_parameters = count_parameters(model_dir, with_tower=model.vision is not None)
     weight_bytes = num_parameters * DTYPE_BYTES[dtype]
-    memory_bytes = available_bytes() if memory_bytes is None else memory_bytes
+    gpu_bytes = None if engine_config.device == "cpu" else gpu_memory_bytes()
+    on_gpu = engine_config.device == "cuda" or gpu_bytes is not None
+    if memory_bytes is None:
+        memory_bytes = gpu_bytes if on_gpu else available_bytes()
+    if memory_bytes is None:
+        raise ValueError("no GPU is found here: say with --memory how much memory it has")
     lines = [
         f"model        {model.architecture}: {model.num_linear_layers} DeltaNet and "
         f"{model.num_full_layers} attention layers",
         f"weights      {_human(weight_bytes)} "
         f"({num_parameters / 1e6:,.1f} M parameters in {dtype})",
-        f"memory       {_human(memory_bytes)}",
+        f"memory       {_human(memory_bytes)} of {'a GPU' if on_gpu else 'this computer'}",
     ]
     if weight_bytes >= memory_bytes:
         raise ValueError(
             f"the weights take {_human(weight_bytes)}, but there are {_human(memory_bytes)}"
         )
-    plan = plan_memory(
-        model,
-        engine_config,
-        dtype_bytes=DTYPE_BYTES[dtype],
-        available_bytes=memory_bytes - weight_bytes,
-    )
+    dtype_bytes, free_bytes = DTYPE_BYTES[dtype], memory_bytes - weight_bytes
+    if on_gpu:
+        budget = cache_budget(
+            model,
+            engine_config,
+            defaults=GPU_DEFAULTS,
+            dtype_bytes=dtype_bytes,
+            weight_bytes=weight_bytes,
+            total_bytes=memory_bytes,
+            free_bytes=free_bytes,
+        )
+        plan = plan_memory(
+            model,
+            engine_config,
+            dtype_bytes=dtype_bytes,
+            available_bytes=budget,
+            defaults=GPU_DEFAULTS,
+        )
+    else:
+        plan = plan_memory(
+            model, engine_config, dtype_bytes=dtype_bytes, available_bytes=free_bytes
+        )
     return "\n".join(lines + _describe_caches(plan))
+
+
+def gpu_memory_bytes() -> int | None:
+    """Of the first GPU; None where there is none, or no driver to tell."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    asked = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+        return int(answer.stdout.split()[0]) << 20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def count_parameters(model_dir: Path, *, with_tower: bool) -> int:

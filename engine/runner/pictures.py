@@ -2,8 +2,9 @@
 
 A picture is encoded when the first slice comes to its placeholders, not when its sequence is
 admitted: so the steps before it are not held up, and of a long video few features exist at once.
-Its pixels are let go then, and its features when a slice has passed its end; the cache may still
-have them for whoever brings the same picture.
+Its features are let go when a slice has passed its end; the cache may still have them for whoever
+brings the same picture. Its pixels belong to the request: they are only looked at here, and when a
+request was cancelled there are none to see.
 
 A picture that cannot be encoded costs its own request only: the others in the step do not know.
 What the device cannot recover from is not caught here.
@@ -15,6 +16,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import ref
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ class Tower(Protocol):
 @dataclass(slots=True)
 class _Picture:
     grid: Grid
-    media: Media | None  # until it is encoded
+    media: "ref[Media]"
     feature_MD: torch.Tensor | None = None
 
 
@@ -69,7 +71,9 @@ class Pictures:
         assert self._tower is not None or not media, "this model has no vision tower"
         side = 1 if self._tower is None else self._tower.merged_size
         grids = [Grid(one.start, one.height // side, one.width // side) for one in media]
-        self._ahead[slot] = [_Picture(grid, one) for grid, one in zip(grids, media, strict=True)]
+        self._ahead[slot] = [
+            _Picture(grid, ref(one)) for grid, one in zip(grids, media, strict=True)
+        ]
         return grids
 
     def features(self, slices: Sequence[Slice], unencoded: list[str]) -> Features | None:
@@ -103,10 +107,10 @@ class Pictures:
         return Features(self._device.upload(row_Z), torch.cat(found))
 
     def _encoded(self, picture: _Picture, request_id: str) -> torch.Tensor | None:
-        """feature_MD, or None if that failed."""
-        if picture.feature_MD is not None or picture.media is None:
+        """feature_MD, or None if that failed or the request is gone."""
+        media = picture.media()
+        if picture.feature_MD is not None or media is None:
             return picture.feature_MD
-        media, picture.media = picture.media, None
         key = content_key(media)
         picture.feature_MD = self._cache.get(key)
         if picture.feature_MD is None:

@@ -10,8 +10,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
-from engine import VisionConfig
-from server.errors import BadRequest, Unavailable
+from engine import QueueFull, VisionConfig
+from server.errors import BadRequest
 from server.media.access import MediaAccess
 from server.media.decoder import Decoder
 from server.media.fetch import Fetcher
@@ -46,7 +46,7 @@ class MediaLoader:
     async def load(self, refs: Sequence[MediaRef]) -> list[LoadedMedia]:
         """In the order of `refs`; to be given back by `release`.
 
-        Raises BadRequest that names the place of what is unusable, Unavailable when other requests
+        Raises BadRequest that names the place of what is unusable, QueueFull when other requests
         hold too much.
         """
         _check_number(refs)
@@ -59,9 +59,7 @@ class MediaLoader:
             if sum(map(_num_bytes, held)) > 3 * MAX_PIXELS:
                 raise BadRequest("The images and videos are too large together.", param=ref.path)
             if self._num_held_bytes > self._max_held_bytes:
-                raise Unavailable(
-                    "Other requests hold too many images and videos.", code="media_busy"
-                )
+                raise QueueFull("other requests hold too many images and videos")
             return media
 
         tasks = [asyncio.ensure_future(load(ref)) for ref in refs]

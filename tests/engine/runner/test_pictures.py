@@ -6,6 +6,7 @@ can be checked.
 
 import gc
 import weakref
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -41,6 +42,7 @@ class NumberTower:
         return torch.stack((torch.full_like(number_M, self.encoded[-1]), number_M), dim=1)
 
 
+@cache  # requests own their pictures: somebody has to
 def media(name: int, start: int, height: int, width: int) -> Media:
     pixels = bytes([name]) * (height * width * SIDE**2 * 3)
     return Media(start, 1, height * SIDE, width * SIDE, pixels)
@@ -139,6 +141,20 @@ def test_features_are_let_go_when_they_are_passed() -> None:
     rows_of(pictures, part(1, 3, 2))
     gc.collect()
     assert kept() is None
+
+
+def test_a_cancelled_request_takes_its_pixels_with_it() -> None:
+    pictures, tower = make()
+    own = msgspec.structs.replace(media(5, 1, 2, 2))
+    pictures.admit(1, (own,))
+    pixels = weakref.ref(own)
+    del own
+    gc.collect()
+    assert pixels() is None
+    unencoded: list[str] = []  # of a slice that was planned before
+    assert pictures.features((part(1, 0, 3),), unencoded) is None
+    assert unencoded == ["r1"]
+    assert tower.encoded == []
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), MemoryError()])

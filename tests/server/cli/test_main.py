@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from engine import GPU_DEFAULTS, EngineConfig, ModelConfig, cache_budget, plan_memory
 from server.__main__ import main
+from server.demo_model import DIRECTORY
 from server.plan_command import count_parameters
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,7 +104,7 @@ def test_plan_counts_weights_pages_and_states(
     monkeypatch: pytest.MonkeyPatch, cache_home: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    assert main(["plan", "--memory", "64MiB", "--max-num-seqs", "6"]) == 0
+    assert main(["plan", "--device", "cpu", "--memory", "64MiB", "--max-num-seqs", "6"]) == 0
     printed = capsys.readouterr().out
     assert "weights      19.1" in printed
     assert "one page     64 KiB of KV for 64 tokens" in printed  # 2 layers * 2 * 2 heads * 64 * 2 B
@@ -124,7 +127,7 @@ def test_plan_in_float32_doubles_the_weights(
     monkeypatch: pytest.MonkeyPatch, cache_home: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    assert main(["plan", "--memory", "1GiB", "--dtype", "float32"]) == 0
+    assert main(["plan", "--device", "cpu", "--memory", "1GiB", "--dtype", "float32"]) == 0
     printed = capsys.readouterr().out
     assert "weights      38.3" in printed
     assert "one page     128 KiB" in printed
@@ -134,7 +137,42 @@ def test_plan_refuses_what_cannot_fit(
     monkeypatch: pytest.MonkeyPatch, cache_home: Path, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    assert main(["plan", "--memory", "10MiB"]) == 1
+    assert main(["plan", "--device", "cpu", "--memory", "10MiB"]) == 1
     assert "the weights take 19.1" in capsys.readouterr().err
-    assert main(["plan", "--memory", "24MiB", "--max-model-len", "32k"]) == 1
+    assert main(["plan", "--device", "cpu", "--memory", "24MiB", "--max-model-len", "32k"]) == 1
     assert "max_model_len 32768 does not fit" in capsys.readouterr().err
+
+
+def test_plan_for_a_gpu_is_the_engine_s_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["plan", "--device", "cuda"]) == 1
+    assert "no GPU is found here: say with --memory" in capsys.readouterr().err
+    assert main(["plan", "--device", "cuda", "--memory", "8GiB"]) == 0
+    for_8_gib = capsys.readouterr().out
+    assert "memory       8.00 GiB of a GPU" in for_8_gib
+
+    # The driver's program tells it too, for `auto` as for `cuda`.
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 8192\necho 16384\n")
+    program.chmod(0o755)
+    for device in ("auto", "cuda"):
+        assert main(["plan", "--device", device]) == 0
+        assert capsys.readouterr().out == for_8_gib
+
+    model = ModelConfig.from_dir(DIRECTORY)
+    weight_bytes = 2 * count_parameters(DIRECTORY, with_tower=False)
+    config = EngineConfig(model_dir=str(DIRECTORY), num_real_tokens=1)
+    budget = cache_budget(
+        msgspec.structs.replace(model, vision=None),  # the weights have no tower
+        config,
+        defaults=GPU_DEFAULTS,
+        dtype_bytes=2,
+        weight_bytes=weight_bytes,
+        total_bytes=8 << 30,
+        free_bytes=(8 << 30) - weight_bytes,
+    )
+    plan = plan_memory(model, config, dtype_bytes=2, available_bytes=budget, defaults=GPU_DEFAULTS)
+    assert f"{plan.num_pages:,} pages" in for_8_gib
+    assert f"{plan.num_slots:,} states" in for_8_gib
