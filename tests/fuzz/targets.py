@@ -3,6 +3,7 @@
 answer      the output parser on text with markup: read as the oracle reads it, however it is split
 constraint  the reader of constraints on JSON of its words: a grammar or a BadRequest, no third
 schema      JSON schemas built from the bytes: what was accepted yields answers that fit
+url, image, video   see `media_targets.py`
 
 Bytes are taken from the front and mean small choices, so that one changed byte is one changed
 choice; past their end every choice is the first.
@@ -11,7 +12,7 @@ choice; past their end every choice is the first.
 import functools
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jsonschema
@@ -23,6 +24,8 @@ from server.constraints import ConstraintReader, GrammarChecker
 from server.constraints.worker import Ask, byte_compiler, compiled
 from server.errors import BadRequest
 from tests.engine.grammar.sampling import Babbler, NoEnd
+from tests.fuzz import media_targets
+from tests.fuzz.choices import Choices
 from tests.server.parse.answers import Answer, events_of, gather, split_at
 from tests.server.parse.oracle import parse
 from tests.server.parse.test_oracle import DECLARED, SPACES, TAGS, TOOLS, WELL_FORMED
@@ -30,26 +33,6 @@ from tests.server.parse.test_oracle import DECLARED, SPACES, TAGS, TOOLS, WELL_F
 PIECES = [*TAGS, *SPACES, *WELL_FORMED, "x", "yz", '"', "\\", "é", "😀", "\x07", "&"]
 MAX_PIECES = 60
 CALL = {"name": "f", "parameters": {"properties": {"a": {"enum": ["x", 1]}, "b": {}}}}
-
-
-class Choices:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    @property
-    def is_empty(self) -> bool:
-        return self._at >= len(self._data)
-
-    def number(self, count: int) -> int:
-        """0 to `count` - 1."""
-        if self.is_empty:
-            return 0
-        self._at += 1
-        return self._data[self._at - 1] % count
-
-    def one_of(self, values: Sequence[Any]) -> Any:
-        return values[self.number(len(values))]
 
 
 def answer(data: bytes) -> None:
@@ -315,4 +298,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "answer": answer,
     "constraint": constraint,
     "schema": schema,
+    "url": media_targets.url,
+    "image": media_targets.image,
+    "video": media_targets.video,
 }
