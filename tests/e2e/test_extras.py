@@ -40,6 +40,7 @@ def loglikelihood(
         logprobs=top,
         echo=True,
         seed=1234,
+        ignore_eos=True,
     )
     logprobs = answer["choices"][0]["logprobs"]
     begin, end = len(context), len(context) + len(continuation)
@@ -57,7 +58,13 @@ def test_loglikelihoods_are_those_of_generating(
     server: LiveServer, max_tokens: int, top: int
 ) -> None:
     generated = complete(
-        server, PROMPT, max_tokens=6, temperature=0, logprobs=1, return_token_ids=True
+        server,
+        PROMPT,
+        max_tokens=6,
+        temperature=0,
+        logprobs=1,
+        return_token_ids=True,
+        ignore_eos=True,
     )
     greedy_ids = generated["token_ids"]
     expected = sum(generated["logprobs"]["token_logprobs"])
@@ -89,6 +96,8 @@ def test_thinking_ends_within_its_budget(server: LiveServer, stream: bool) -> No
         "return_token_ids": True,
     }
     (close_id,) = ask(server, "/tokenize", prompt="</think>")["tokens"]
+    (open_id,) = ask(server, "/tokenize", prompt="<think>")["tokens"]
+    body["logit_bias"] = {str(open_id): -100}  # one of the model's own would be content
     for budget in (0, 9):
         fields = {**body, "thinking_token_budget": budget}
         if stream:
