@@ -59,7 +59,9 @@ class CompletionChoice:
         self._tokenizer = tokenizer
         self._echoed_prompt = echoed_prompt
         self._num_logprobs = valid.num_logprobs
-        self._text = ChoiceText(generation, tokenizer, keeps_ids=valid.extras.token_ids)
+        self._text = ChoiceText(
+            generation, tokenizer, keeps_ids=valid.extras.token_ids, shows_hidden=True
+        )
         self._offset = len(echoed_prompt or "")
         self._is_first = True
         self._has_sent = False  # a chunk

@@ -45,9 +45,18 @@ class ChoiceText:
     """The text of one choice as it grows."""
 
     def __init__(
-        self, generation: Generation, tokenizer: Tokenizer, *, keeps_ids: bool = False
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        *,
+        keeps_ids: bool = False,
+        shows_hidden: bool = False,
     ) -> None:
-        """`keeps_ids`: somebody will `take_ids`."""
+        """`keeps_ids`: somebody will `take_ids`.
+
+        `shows_hidden`: pieces have the tokens without text too, an end of the answer among them.
+        """
+        self._shows_hidden = shows_hidden
         self._generation = generation
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, generation.skip_special_tokens)
@@ -74,7 +83,7 @@ class ChoiceText:
             ids, stop_id = ids[:-1], ids[-1]
         for i, token_id in enumerate(ids):
             self._count(token_id)
-            if self._wants_tokens and not self._is_hidden(token_id):
+            if self._wants_tokens and (self._shows_hidden or not self._is_hidden(token_id)):
                 start = self._num_chars_read
                 self._pending.append(TokenInText(token_id, start, delta.logprobs[i]))
             text = self._match(self._detokenizer.push_one(token_id))
@@ -141,21 +150,30 @@ class ChoiceText:
         self.finish = delta.finish
         if stop_id is not None and stop_id not in self._generation.eos_ids:
             self.stop_reason = stop_id
-        if stop_id is not None and self._generation.include_stop and not self._is_hidden(stop_id):
-            if self._wants_tokens:
-                token = TokenInText(stop_id, self._num_chars_read, delta.logprobs[-1])
-                self._pending.append(token)
+        shows_stop = self._generation.include_stop and not self._is_hidden(stop_id)
+        if stop_id is not None and (shows_stop or self._shows_hidden) and self._wants_tokens:
+            token = TokenInText(stop_id, self._num_chars_read, delta.logprobs[-1])
+            self._pending.append(token)
+        if stop_id is not None and shows_stop:
             shown = self._tokenizer.token_str(stop_id)
             self._num_chars_read += len(shown)
             text += shown
-        return self._piece(text, is_token=False)
+        piece = self._piece(text, is_token=False)
+        if self._shows_hidden:  # behind the last character
+            piece = Piece(piece.text, (*piece.tokens, *self._pending), is_token=False)
+            self._pending = []
+        return piece
 
     def _stop_at_string(self) -> None:
         self.finish = FinishReason.STOP
         self.stop_reason = self._matcher.matched
 
-    def _is_hidden(self, token_id: int) -> bool:
-        return self._generation.skip_special_tokens and self._tokenizer.is_special(token_id)
+    def _is_hidden(self, token_id: int | None) -> bool:
+        return (
+            token_id is not None
+            and self._generation.skip_special_tokens
+            and self._tokenizer.is_special(token_id)
+        )
 
     def _piece(self, text: str, *, is_token: bool) -> Piece:
         self._num_chars_out += len(text)

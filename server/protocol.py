@@ -166,7 +166,8 @@ class WireModel(BaseModel):
 class FunctionCall(WireModel):
     name: str = Field(min_length=1)
     arguments: Annotated[
-        str | dict[str, Any], PlainValidator(_check_arguments, json_schema_input_type=str)
+        str | dict[str, Any],
+        PlainValidator(_check_arguments, json_schema_input_type=str | dict[str, Any]),
     ] = ""
 
 

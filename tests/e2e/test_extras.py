@@ -40,7 +40,6 @@ def loglikelihood(
         logprobs=top,
         echo=True,
         seed=1234,
-        ignore_eos=True,
     )
     logprobs = answer["choices"][0]["logprobs"]
     begin, end = len(context), len(context) + len(continuation)

@@ -267,8 +267,12 @@ async def test_tokens_as_token_ids(
     server.engine.will(*say(tokenizer, text))
     body = {"prompt": [5, 6], "logprobs": 2, "echo": True, "return_tokens_as_token_ids": True}
     logprobs = (await client.post(COMPLETIONS, json=body)).json()["choices"][0]["logprobs"]
-    assert logprobs["tokens"] == [f"token_id:{i}" for i in (5, 6, *ids)]
-    assert logprobs["top_logprobs"][1:] == [
+    sampled = (*ids, tokenizer.id_of("<|im_end|>"))
+    assert logprobs["tokens"] == [f"token_id:{i}" for i in (5, 6, *sampled)]
+    assert [
+        top[f"token_id:{i}"] for i, top in zip(sampled, logprobs["top_logprobs"][2:], strict=True)
+    ] == [-0.25] * len(sampled)
+    assert logprobs["top_logprobs"][1:-1] == [
         {f"token_id:{i}": -0.25, f"token_id:{i + 1}": -1.25} for i in (6, *ids)
     ]
 
