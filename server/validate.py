@@ -22,7 +22,7 @@ from server.constraints import FIELDS, ConstraintReader
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
 from server.media.loaded import MediaRef
-from server.media.loader import MAX_MEDIA
+from server.media.loader import check_number
 from server.media_parts import LoadedByKey, media_refs
 from server.protocol import (
     ChatCompletionRequest,
@@ -95,11 +95,7 @@ class Validator:
         if refs and not (self.serves_media and self._prompter.takes_media):
             path = refs[0].path
             raise BadRequest(f"{path}: this model takes no images or videos", param=path)
-        for kind, most in MAX_MEDIA.items():  # the same one twice counts twice: in tokens, it does
-            paths = [ref.path for ref in refs if ref.kind == kind]
-            if len(paths) > most:
-                path = paths[most]
-                raise BadRequest(f"{path}: there are more than {most} {kind}s", param=path)
+        check_number(refs)  # before equal ones become one: in tokens, each counts
         return tuple(refs)
 
     def chat(self, request: ChatCompletionRequest, media: LoadedByKey = NO_MEDIA) -> ValidChat:

@@ -5,35 +5,23 @@ first compilation of every grammar happens where it can be ended. What passed is
 was refused or timed out is not. Methods may be called from several threads, and block.
 """
 
-import contextlib
 import hashlib
 import queue
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 
-from server.constraints.worker import Answer, Ask, read_frame, write_frame
+from server.child import Child, ReadFrame
+from server.constraints.worker import Answer, Ask
 from server.errors import BadRequest
 
 TIME_LIMIT_S = 5.0
-START_LIMIT_S = 60.0  # of a worker, which imports little: a busy machine's worst
 NUM_WORKERS = 2
 MAX_REMEMBERED_CHARS = 4 << 20  # of grammars and their keys
 
-_ROOT = Path(__file__).resolve().parents[2]
-# Not `-m`: that looks for `server` in the user's working directory first.
-_COMMAND = (
-    sys.executable,
-    "-P",
-    "-c",
-    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); "
-    "from server.constraints.worker import main; main()",
-)
+_WORKER = "server.constraints.worker"
 
 # What the engine says, and what a client is told of it: never the engine's own words.
 _REASONS = (
@@ -57,8 +45,8 @@ class GrammarChecker:
         self, *, time_limit_s: float = TIME_LIMIT_S, num_workers: int = NUM_WORKERS
     ) -> None:
         self._time_limit_s = time_limit_s
-        self._workers: queue.LifoQueue[_Worker] = queue.LifoQueue()
-        self._all = [_Worker() for _ in range(num_workers)]
+        self._workers: queue.LifoQueue[Child] = queue.LifoQueue()
+        self._all = [Child(_WORKER) for _ in range(num_workers)]
         for worker in self._all:
             self._workers.put(worker)
         self._lock = threading.Lock()
@@ -95,7 +83,9 @@ class GrammarChecker:
                 return self._passed[key] or ask.grammar
         worker = self._workers.get()
         try:
-            answer = worker.ask(ask, self._time_limit_s)
+            answer = worker.ask(ask, self._time_limit_s, _take)
+            if answer is None and not worker.is_late:  # it may have been somebody's kill, once
+                answer = worker.ask(ask, self._time_limit_s, _take)
         finally:
             self._workers.put(worker)
         param = path.split(".", 1)[0]
@@ -127,72 +117,6 @@ def _reason(error: str) -> str:
     return next((reason for word, reason in _REASONS if word in said), "it is malformed")
 
 
-class _Worker:
-    """Belongs to one thread at a time, but for `stop`."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_ready = False  # it has said so
-        self._is_late = False  # its time was up
-
-    def start(self) -> None:
-        self._running()
-
-    def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
-
-    def ask(self, ask: Ask, time_limit_s: float) -> Answer | None:
-        """None: it took too long, or the worker died of it, twice: once may be somebody's kill."""
-        answer = self._ask(ask, time_limit_s)
-        return self._ask(ask, time_limit_s) if answer is None and not self._is_late else answer
-
-    def _ask(self, ask: Ask, time_limit_s: float) -> Answer | None:
-        process = self._running()
-        if not self._is_ready:
-            self._is_ready = self._receive(process, START_LIMIT_S) is not None
-        body = None
-        if self._is_ready:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError, ValueError):  # killed, or closed by `stop`
-                write_frame(process.stdin, ask)  # type: ignore[arg-type]
-                body = self._receive(process, time_limit_s)
-        if body is None:
-            self.stop()
-            return None
-        return msgspec.msgpack.decode(body, type=Answer)
-
-    def _receive(self, process: "subprocess.Popen[bytes]", time_limit_s: float) -> bytes | None:
-        """The next frame; None if the worker ends, by itself or when its time is up."""
-        assert process.stdout is not None
-
-        def end() -> None:
-            self._is_late = True
-            process.kill()
-
-        self._is_late = False
-        timer = threading.Timer(time_limit_s, end)
-        timer.start()
-        try:
-            return read_frame(process.stdout)  # type: ignore[arg-type]
-        except ValueError:  # closed by `stop`
-            return None
-        finally:
-            timer.cancel()
-
-    def _running(self) -> "subprocess.Popen[bytes]":
-        if self._process is None or self._process.poll() is not None:
-            self.stop()
-            self._is_ready = False
-            self._process = subprocess.Popen(
-                _COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # would quote the client
-            )
-        return self._process
+def _take(read: ReadFrame) -> Answer | None:
+    body = read()
+    return None if body is None else msgspec.msgpack.decode(body, type=Answer)

@@ -1,25 +1,22 @@
 """Compiles grammars in a process of its own, which can be killed when one takes too long.
 
-Reads frames from standard input and answers on standard output, one for one: a length of four bytes
-and a msgpack body. Ends when its input does, so it never outlives the server. The vocabulary is one
-token per byte: what a grammar costs to compile does not depend on it.
+Run by `server.child`: an `Ask` is answered by an `Answer`. The vocabulary is one token per byte:
+what a grammar costs to compile does not depend on it.
 """
 
 import contextlib
 import resource
-import struct
 import sys
-from typing import BinaryIO
 
 import llguidance
 import msgspec
 import numpy as np
 
 from engine import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
+from server.child import read_frame, write_frame
 
 MAX_MEMORY_BYTES = 4 << 30
 
-_LENGTH = struct.Struct("<I")
 # The engine looks ahead for text that is forced, without end where a client's grammar has none
 # (`T: /a+/` before what matches nothing). The grammars that we write all have an end.
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
@@ -35,22 +32,6 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     grammar: str = ""  # for a GrammarSpec
     error: str | None = None  # the engine's words; not for clients
     empty_terminal: int | None = None  # the first of them that matches nothing
-
-
-def write_frame(stream: BinaryIO, message: Ask | Answer) -> None:
-    body = msgspec.msgpack.encode(message)
-    stream.write(_LENGTH.pack(len(body)) + body)
-    stream.flush()
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next body; None at the end of the stream."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = stream.read(length)
-    return body if len(body) == length else None
 
 
 def byte_compiler() -> GrammarCompiler:

@@ -6,35 +6,23 @@ when a medium goes on being decoded for which nobody waits any more; most are do
 """
 
 import asyncio
-import contextlib
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 
 from engine import VisionConfig
+from server.child import Child, ReadFrame
 from server.errors import Unavailable
 from server.media.loaded import MediaKind, Picture
 from server.media.pixel_limits import PixelLimits
 from server.media.unusable import NOT_DECODED, Unusable
-from server.media.worker import Answer, Ask, read_frame, write_frame
+from server.media.worker import Answer, Ask
 
 IMAGE_LIMIT_S = 20.0  # the largest takes about one second of a processor
 VIDEO_LIMIT_S = 30.0
+WORKER = "server.media.worker"
 UNWANTED_LIMIT_S = 1.0  # to end what nobody waits for; a new worker costs about as much
-START_LIMIT_S = 60.0  # of a worker, which imports little: a busy machine's worst
-
-_ROOT = Path(__file__).resolve().parents[2]
-# Not `-m`: that looks for `server` in the user's working directory first.
-_COMMAND = (
-    sys.executable,
-    "-P",
-    "-c",
-    f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from server.media.worker import main; main()",
-)
 
 
 class Decoder:
@@ -51,7 +39,7 @@ class Decoder:
         self._pixel_limits = pixel_limits
         self._limits_s: dict[MediaKind, float] = {"image": image_limit_s, "video": video_limit_s}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="media-decoder")
-        self._worker = _Worker()
+        self._worker = Child(WORKER)
         self._lock = threading.Lock()
         self._current: _Job | None = None
         self._is_closed = False
@@ -97,7 +85,7 @@ class Decoder:
         for _ in range(2):  # a worker that died of it may have been somebody's kill, once
             if self._is_closed:
                 raise _closing()
-            answer = self._worker.ask(ask, limit_s)
+            answer = self._worker.ask(ask, limit_s, _take)
             if answer is not None:
                 return answer
             if self._worker.is_late:
@@ -129,87 +117,9 @@ def _closing() -> Unavailable:
     return Unavailable("The server is shutting down.", code="draining")
 
 
-class _Worker:
-    """Belongs to one thread, but for `kill` and `close`."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._is_ready = False  # it has said so
-        self._is_closed = False
-        self.is_late = False  # its time was up
-
-    def close(self) -> None:
-        """End the process; one that is being started ends too."""
-        self._is_closed = True
-        self.kill()
-
-    def kill(self) -> None:
-        """End what the worker does, from any thread; whoever waits for it learns so."""
-        if (process := self._process) is not None:
-            process.kill()
-
-    def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):  # of what was left to write
-                        stream.close()
-
-    def ask(self, ask: Ask, limit_s: float) -> tuple[Picture, ...] | None:
-        """None: it took too long (`is_late`), or the worker died. Raises Unusable."""
-        process = self._running()
-        if not self._is_ready:
-            self._is_ready = self._within(process, START_LIMIT_S, None) is not None
-        answer = self._within(process, limit_s, ask) if self._is_ready else None
-        if answer is None:
-            self.stop()
-        return answer
-
-    def _within(
-        self, process: "subprocess.Popen[bytes]", limit_s: float, ask: Ask | None
-    ) -> tuple[Picture, ...] | None:
-        """What the worker says to `ask`, or by itself; it is killed when the time is up."""
-
-        def end() -> None:
-            self.is_late = True
-            process.kill()
-
-        self.is_late = False
-        timer = threading.Timer(limit_s, end)
-        timer.start()
-        try:
-            return _exchange(process, ask)
-        finally:
-            timer.cancel()
-
-    def _running(self) -> "subprocess.Popen[bytes]":
-        if self._process is None or self._process.poll() is not None:
-            self.stop()
-            self._is_ready = False
-            self._process = subprocess.Popen(
-                _COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # would quote the client
-            )
-            if self._is_closed:
-                self._process.kill()
-        return self._process
-
-
-def _exchange(process: "subprocess.Popen[bytes]", ask: Ask | None) -> tuple[Picture, ...] | None:
+def _take(read: ReadFrame) -> tuple[Picture, ...] | None:
     """None if the worker ends before it has said all. Raises Unusable."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    if ask is not None:
-        try:
-            write_frame(process.stdin, ask)  # type: ignore[arg-type]
-        except BrokenPipeError:
-            return None
-    body = read_frame(process.stdout)  # type: ignore[arg-type]
+    body = read()
     if body is None:
         return None
     answer = msgspec.msgpack.decode(body, type=Answer)
@@ -217,7 +127,7 @@ def _exchange(process: "subprocess.Popen[bytes]", ask: Ask | None) -> tuple[Pict
         raise Unusable(answer.refusal)
     pictures: list[Picture] = []
     for _ in range(answer.num_pictures):
-        body = read_frame(process.stdout)  # type: ignore[arg-type]
+        body = read()
         if body is None:
             return None
         pictures.append(msgspec.msgpack.decode(body, type=Picture))

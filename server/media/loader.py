@@ -49,7 +49,7 @@ class MediaLoader:
         Raises BadRequest that names the place of what is unusable, QueueFull when other requests
         hold too much.
         """
-        _check_number(refs)
+        check_number(refs)
         held: list[LoadedMedia] = []
 
         async def load(ref: MediaRef) -> LoadedMedia:
@@ -95,11 +95,10 @@ def _num_bytes(media: LoadedMedia) -> int:
     return sum(len(picture.pixels) for picture in media.pictures)
 
 
-def _check_number(refs: Sequence[MediaRef]) -> None:
+def check_number(refs: Sequence[MediaRef]) -> None:
+    """Raises BadRequest that names the first of too many."""
     counts: Counter[MediaKind] = Counter()
     for ref in refs:
         counts[ref.kind] += 1
-        if counts[ref.kind] > MAX_MEDIA[ref.kind]:
-            raise BadRequest(
-                f"There are more than {MAX_MEDIA[ref.kind]} {ref.kind}s.", param=ref.path
-            )
+        if counts[ref.kind] > (most := MAX_MEDIA[ref.kind]):
+            raise BadRequest(f"{ref.path}: there are more than {most} {ref.kind}s", param=ref.path)

@@ -1,26 +1,22 @@
 """Decodes images and videos in a process of its own, which can be killed and has a memory bound.
 
-Reads frames from standard input and answers on standard output: a length of four bytes and a
-msgpack body. An `Ask` is answered by an `Answer` and then as many pictures as that announces. Ends
-when its input does, so it never outlives the server.
+Run by `server.child`: an `Ask` is answered by an `Answer`, and then by as many pictures as that
+announces.
 """
 
 import contextlib
 import resource
-import struct
 import sys
-from typing import BinaryIO
 
 import msgspec
 
+from server.child import read_frame, write_frame
 from server.media.image import read_image
 from server.media.loaded import MediaKind, Picture
 from server.media.unusable import NOT_DECODED, Unusable
 from server.media.video import read_video
 
 MAX_MEMORY_BYTES = 4 << 30
-
-_LENGTH = struct.Struct("<I")
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
@@ -35,23 +31,6 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
 class Answer(msgspec.Struct, frozen=True, array_like=True):
     num_pictures: int = 0
     refusal: str | None = None  # for the client
-
-
-def write_frame(stream: BinaryIO, message: Ask | Answer | Picture) -> None:
-    body = msgspec.msgpack.encode(message)
-    stream.write(_LENGTH.pack(len(body)))
-    stream.write(body)
-    stream.flush()
-
-
-def read_frame(stream: BinaryIO) -> bytes | None:
-    """The next body; None at the end of the stream."""
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = stream.read(length)
-    return body if len(body) == length else None
 
 
 def pictures_of(ask: Ask) -> list[Picture]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from server.child import command
 from server.errors import Unavailable
-from server.media.decoder import _COMMAND, Decoder
+from server.media.decoder import WORKER, Decoder
 from server.media.loaded import MediaKind
 from server.media.pixel_limits import PixelLimits
 from server.media.unusable import Unusable
@@ -178,6 +179,6 @@ async def test_close_ends_what_is_under_way():
 
 
 def test_the_worker_ends_with_its_input():
-    process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command(WORKER), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.communicate(b"", timeout=60)
     assert process.returncode == 0
