@@ -2,7 +2,7 @@
 
 from engine.client import EngineClient, EngineInfo, EngineState, EngineStats
 from engine.config import EngineConfig, MemoryPlan, ModelConfig
-from engine.device_memory import cache_budget
+from engine.device_memory import plan_gpu_memory
 from engine.errors import (
     CallerError,
     EngineDied,
@@ -17,13 +17,12 @@ from engine.errors import (
 )
 from engine.grammar import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from engine.host_memory import available_bytes
-from engine.memory_plan import GPU_DEFAULTS, plan_memory
+from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Media, Request, SamplingParams, TokenDelta, TokenLogprobs
 from engine.tokenizer import open_tokenizer, piece_bytes, read_config_file
 from engine.vision_config import VisionConfig
 
 __all__ = [
-    "GPU_DEFAULTS",
     "CallerError",
     "EngineClient",
     "EngineConfig",
@@ -53,9 +52,9 @@ __all__ = [
     "VisionConfig",
     "Vocabulary",
     "available_bytes",
-    "cache_budget",
     "open_tokenizer",
     "piece_bytes",
+    "plan_gpu_memory",
     "plan_memory",
     "read_config_file",
 ]

@@ -15,10 +15,10 @@ import torch
 
 from engine.client import EngineInfo
 from engine.config import EngineConfig, MemoryPlan, ModelConfig
-from engine.device_memory import cache_budget
+from engine.device_memory import plan_gpu_memory
 from engine.grammar import GrammarCompiler, GrammarRows, Vocabulary
 from engine.host_memory import available_bytes
-from engine.memory_plan import GPU_DEFAULTS, plan_memory
+from engine.memory_plan import plan_memory
 from engine.model.weights import LoadedModel, load_model, resolve_dtype
 from engine.plan import PAGE_TOKENS
 from engine.runner.cuda import CudaDevice
@@ -124,21 +124,13 @@ def _plan_memory(
             model_config, config, dtype_bytes=dtype.itemsize, available_bytes=available_bytes()
         )
     free_bytes, total_bytes = device.free_and_total_bytes()
-    budget = cache_budget(
+    return plan_gpu_memory(
         model_config,
         config,
-        defaults=GPU_DEFAULTS,
         dtype_bytes=dtype.itemsize,
         weight_bytes=loaded.weight_bytes,
         total_bytes=total_bytes,
         free_bytes=free_bytes,
-    )
-    return plan_memory(
-        model_config,
-        config,
-        dtype_bytes=dtype.itemsize,
-        available_bytes=budget,
-        defaults=GPU_DEFAULTS,
     )
 
 

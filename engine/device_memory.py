@@ -7,8 +7,8 @@ encoding a picture, which happens before the layers of its step run. No torch he
 
 from math import ceil
 
-from engine.config import EngineConfig, ModelConfig
-from engine.memory_plan import Defaults, fitting_step_tokens
+from engine.config import EngineConfig, MemoryPlan, ModelConfig
+from engine.memory_plan import GPU_DEFAULTS, Defaults, fitting_step_tokens, plan_memory
 from engine.plan import PAGE_TOKENS
 from engine.vision_config import VisionConfig
 
@@ -19,6 +19,30 @@ FEATURE_CACHE_BYTES = 256 << 20  # of pictures that were encoded before
 LARGEST_PICTURE = 16_777_216  # pixels
 TOWER_ROWS = 4096  # patches for which the tower makes what is wider than they are
 DECODE_SPLITS = 128  # partial results of a decode row's attention, at most
+
+
+def plan_gpu_memory(
+    model: ModelConfig,
+    config: EngineConfig,
+    *,
+    dtype_bytes: int,
+    weight_bytes: int,
+    total_bytes: int,
+    free_bytes: int,
+) -> MemoryPlan:
+    """What a GPU of `total_bytes` holds besides the weights. Raises ValueError as `plan_memory`."""
+    budget = cache_budget(
+        model,
+        config,
+        defaults=GPU_DEFAULTS,
+        dtype_bytes=dtype_bytes,
+        weight_bytes=weight_bytes,
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
+    )
+    return plan_memory(
+        model, config, dtype_bytes=dtype_bytes, available_bytes=budget, defaults=GPU_DEFAULTS
+    )
 
 
 def cache_budget(

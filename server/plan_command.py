@@ -14,12 +14,11 @@ import msgspec
 from safetensors import safe_open
 
 from engine import (
-    GPU_DEFAULTS,
     EngineConfig,
     MemoryPlan,
     ModelConfig,
     available_bytes,
-    cache_budget,
+    plan_gpu_memory,
     plan_memory,
 )
 
@@ -35,13 +34,10 @@ def describe_plan(engine_config: EngineConfig, memory_bytes: int | None) -> str:
     dtype = model.dtype if engine_config.dtype == "auto" else engine_config.dtype
     if dtype not in DTYPE_BYTES:
         raise ValueError(f"dtype {dtype} is not one of {', '.join(DTYPE_BYTES)}")
-    num_parameters = count_parameters(model_dir, with_tower=False)
-    if model.vision is not None and not engine_config.language_model_only:
-        with_tower = count_parameters(model_dir, with_tower=True)
-        has_tower, num_parameters = with_tower > num_parameters, with_tower
+    num_parameters, num_in_tower = count_parameters(model_dir)
+    if model.vision is not None and num_in_tower and not engine_config.language_model_only:
+        num_parameters += num_in_tower
     else:
-        has_tower = False
-    if not has_tower:
         model = msgspec.structs.replace(model, vision=None)
     weight_bytes = num_parameters * DTYPE_BYTES[dtype]
     gpu_bytes = None if engine_config.device == "cpu" else gpu_memory_bytes()
@@ -63,21 +59,13 @@ def describe_plan(engine_config: EngineConfig, memory_bytes: int | None) -> str:
         )
     dtype_bytes, free_bytes = DTYPE_BYTES[dtype], memory_bytes - weight_bytes
     if on_gpu:
-        budget = cache_budget(
+        plan = plan_gpu_memory(
             model,
             engine_config,
-            defaults=GPU_DEFAULTS,
             dtype_bytes=dtype_bytes,
             weight_bytes=weight_bytes,
             total_bytes=memory_bytes,
             free_bytes=free_bytes,
-        )
-        plan = plan_memory(
-            model,
-            engine_config,
-            dtype_bytes=dtype_bytes,
-            available_bytes=budget,
-            defaults=GPU_DEFAULTS,
         )
     else:
         plan = plan_memory(
@@ -99,16 +87,18 @@ def gpu_memory_bytes() -> int | None:
         return None
 
 
-def count_parameters(model_dir: Path, *, with_tower: bool) -> int:
-    """Elements of the tensors that are loaded, from the headers of the files."""
-    left_out = (NOT_LOADED,) if with_tower else (NOT_LOADED, TOWER)
-    total = 0
+def count_parameters(model_dir: Path) -> tuple[int, int]:
+    """Elements of the language model's and of the tower's tensors, from the files' headers."""
+    language_model = tower = 0
     for path in sorted(model_dir.glob("*.safetensors")):
         with safe_open(path, framework="numpy") as tensors:
             for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                if not any(part in name for part in left_out):
-                    total += prod(tensors.get_slice(name).get_shape())
-    return total
+                size = prod(tensors.get_slice(name).get_shape())
+                if TOWER in name:
+                    tower += size
+                elif NOT_LOADED not in name:
+                    language_model += size
+    return language_model, tower
 
 
 def _describe_caches(plan: MemoryPlan) -> list[str]:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from engine import GPU_DEFAULTS, EngineConfig, ModelConfig, cache_budget, plan_memory
+from engine import EngineConfig, ModelConfig, plan_memory
+from engine.device_memory import cache_budget
+from engine.memory_plan import GPU_DEFAULTS
 from server.__main__ import main
 from server.demo_model import DIRECTORY
 from server.plan_command import count_parameters
@@ -119,8 +121,9 @@ def test_plan_counts_the_tower_where_it_is_loaded(tmp_path: Path):
     parts = {"model.visual.a": 3, "mtp.b": 5, "model.language_model.c": 7}
     tensors = {name: np.zeros(size, np.float32) for name, size in parts.items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    assert count_parameters(tmp_path, with_tower=True) == 10
-    assert count_parameters(tmp_path, with_tower=False) == 7
+    language_model, tower = count_parameters(tmp_path)
+    assert language_model + tower == 10
+    assert language_model == 7
 
 
 def test_plan_in_float32_doubles_the_weights(
@@ -162,7 +165,7 @@ def test_plan_for_a_gpu_is_the_engine_s_own(
         assert capsys.readouterr().out == for_8_gib
 
     model = ModelConfig.from_dir(DIRECTORY)
-    weight_bytes = 2 * count_parameters(DIRECTORY, with_tower=False)
+    weight_bytes = 2 * count_parameters(DIRECTORY)[0]
     config = EngineConfig(model_dir=str(DIRECTORY), num_real_tokens=1)
     budget = cache_budget(
         msgspec.structs.replace(model, vision=None),  # the weights have no tower
