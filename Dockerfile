@@ -15,20 +15,25 @@ WORKDIR /build
 
 FROM base AS cpu-build
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+COPY deploy/requirements-cpu.txt ./
+RUN python -m venv /opt/deltaserve \
+    && /opt/deltaserve/bin/pip install --require-hashes --extra-index-url "$TORCH_INDEX_URL" \
+        --requirement requirements-cpu.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY engine engine
 COPY kernels kernels
-RUN python -m venv /opt/deltaserve \
-    && /opt/deltaserve/bin/pip install --extra-index-url "$TORCH_INDEX_URL" .
+RUN /opt/deltaserve/bin/pip install --no-deps --no-build-isolation .
 
 FROM base AS cuda-build
+COPY deploy/requirements-cuda.txt ./
+RUN python -m venv /opt/deltaserve \
+    && /opt/deltaserve/bin/pip install --require-hashes --requirement requirements-cuda.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY server server
 COPY engine engine
 COPY kernels kernels
-RUN python -m venv /opt/deltaserve \
-    && /opt/deltaserve/bin/pip install .
+RUN /opt/deltaserve/bin/pip install --no-deps --no-build-isolation .
 
 FROM base AS runtime
 ENV PATH=/opt/deltaserve/bin:$PATH

@@ -1,5 +1,6 @@
 # make serve    install into a virtual environment and serve; ARGS="MODEL --port 9000 ..." go along
 # make test     every check, in one go: ruff, ruff format, pyright, pytest; fails if one of them does
+# make lock     write deploy/requirements-*.txt anew: what the images install, by hash
 #
 # Tests compute on one thread each: on a busy machine OpenMP's threads wait for one another.
 #
@@ -12,7 +13,13 @@ ARGS ?=
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml $(shell find server engine kernels -type f -not -path '*/__pycache__/*')
 
-.PHONY: serve test clean
+# The CPU build of torch has an index of its own.
+TORCH_CPU ?= --extra-index-url https://download.pytorch.org/whl/cpu
+LOCK := $(BIN)/uv pip compile --quiet --upgrade pyproject.toml --generate-hashes --no-annotate \
+    --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+    --index-strategy unsafe-best-match --custom-compile-command "make lock"
+
+.PHONY: serve test lock clean
 
 serve: $(VENV)/installed
 	@exec $(BIN)/deltaserve serve $(ARGS)
@@ -25,6 +32,11 @@ test: $(VENV)/installed-for-tests
 	check "pyright" $(BIN)/pyright --pythonpath $(BIN)/python; \
 	check "pytest" env OMP_NUM_THREADS=1 $(BIN)/python -m pytest; \
 	if [ -n "$$failed" ]; then echo "failed:$${failed%,}" >&2; exit 1; fi
+
+lock: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(LOCK) $(TORCH_CPU) --output-file deploy/requirements-cpu.txt
+	$(LOCK) --output-file deploy/requirements-cuda.txt
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

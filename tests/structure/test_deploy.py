@@ -1,10 +1,13 @@
 """The deployment examples keep the rules they are there to show."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from server.arguments import ServeArguments, parse_arguments
 
@@ -76,3 +79,22 @@ def test_the_image_runs_without_rights_and_checks_liveness():
     user = re.search(r"^USER (\d+)", final, re.M)
     assert user is not None
     assert int(user[1]) == POD["securityContext"]["runAsUser"]
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_an_image_installs_what_the_project_asks_for_by_hash(target: str):
+    text = (ROOT / f"deploy/requirements-{target}.txt").read_text("utf-8")
+    hashes = r"(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+"
+    entries = re.findall(rf"^(\S+)==(\S+) \\\n{hashes}", text, re.M)
+    assert len(entries) == len(re.findall(r"^[a-z]", text, re.M))
+    pinned = dict(entries)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for line in project["dependencies"]:
+        wanted = Requirement(line)
+        assert pinned[wanted.name] in wanted.specifier, line
+    assert ("nvidia-nccl-cu13" in pinned) == (target == "cuda")
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    stage = dockerfile.split(f" AS {target}-build\n")[1].split("\nFROM ")[0]
+    installs = re.findall(r"pip install (.*)", stage.replace("\\\n", ""))
+    assert all("--require-hashes" in line or "--no-deps" in line for line in installs)
+    assert f"--requirement requirements-{target}.txt" in installs[0]
