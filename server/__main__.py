@@ -86,6 +86,7 @@ def _serve(arguments: ServeArguments) -> int:
         shutdown_timeout_s=arguments.shutdown_timeout_s,
         seed=arguments.seed,
         log_level=log_level,
+        num_processes=arguments.api_workers,
     )
     if arguments.media_dir is not None and not Path(arguments.media_dir).is_dir():
         raise ValueError(f"--allowed-local-media-path {arguments.media_dir} is not a directory")

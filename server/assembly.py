@@ -17,6 +17,7 @@ from server.constraints import ConstraintReader, GrammarChecker
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.media import MediaAccess, MediaLoader, PixelLimits
+from server.media.loader import MAX_HELD_BYTES, MAX_REQUEST_BYTES
 from server.metrics import Metrics
 from server.responses import ResponseKeeper
 from server.tokenizer import Tokenizer
@@ -41,6 +42,7 @@ class FrontSettings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_timeout_s: float
     seed: int | None  # None: requests without a seed never repeat
     log_level: int
+    num_processes: int  # that answer requests, and share what the server may hold
 
     def for_worker(self, index: int, num_before: int) -> "FrontSettings":
         """The same for one worker, with seeds of its own; `num_before` had its place before it."""
@@ -68,8 +70,10 @@ class FrontParts:
                 model_config.vision,
                 access=MediaAccess(settings.media_domains, media_dir),
                 pixel_limits=PixelLimits.from_dir(model_dir),
+                max_held_bytes=max(MAX_HELD_BYTES // settings.num_processes, MAX_REQUEST_BYTES),
             )
-        self.limits = HttpLimits(request_timeout_s=settings.request_timeout_s)
+        limits = HttpLimits(request_timeout_s=settings.request_timeout_s)
+        self.limits = limits.shared_by(settings.num_processes)
         self.validator = Validator(
             text.tokenizer,
             text.template,

@@ -16,7 +16,7 @@ The size of bodies and the pauses inside them are `body.py`'s: they need no prot
 
 import asyncio
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -50,7 +50,16 @@ class HttpLimits:
     keep_alive_s: int = 30
     send_stall_s: float = 30.0  # without a byte taken by the reader
     max_connections: int = 4096
+    max_background: int = 256  # responses that run without anybody waiting for them
     request_timeout_s: float = 600.0
+
+    def shared_by(self, num_processes: int) -> "HttpLimits":
+        """One process's part: what is counted is bounded for the server, not for each process."""
+        return replace(
+            self,
+            max_connections=self.max_connections // num_processes,
+            max_background=self.max_background // num_processes,
+        )
 
 
 TOO_MANY_CONNECTIONS = ErrorAnswer(

@@ -22,6 +22,7 @@ from server.media.unusable import Unusable
 
 MAX_MEDIA: dict[MediaKind, int] = {"image": 64, "video": 4}
 MAX_PIXELS = 1 << 28  # of a request: more tokens than the longest window of the models has
+MAX_REQUEST_BYTES = 3 * MAX_PIXELS
 MAX_HELD_BYTES = 2 << 30  # of pixels, by all requests
 MAX_AT_ONCE = 16  # media that are held as bytes, besides what requests hold themselves
 
@@ -56,7 +57,7 @@ class MediaLoader:
             media = await self._load(ref)
             self._num_held_bytes += _num_bytes(media)
             held.append(media)
-            if sum(map(_num_bytes, held)) > 3 * MAX_PIXELS:
+            if sum(map(_num_bytes, held)) > MAX_REQUEST_BYTES:
                 raise BadRequest("The images and videos are too large together.", param=ref.path)
             if self._num_held_bytes > self._max_held_bytes:
                 raise QueueFull("other requests hold too many images and videos")

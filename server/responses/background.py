@@ -32,7 +32,6 @@ from server.responses.store import StoredItem, StoredResponse
 from server.responses.stream import Event, encoded, error_fields
 from server.valid import StreamOptions
 
-MAX_RUNNING = 256
 MAX_ENDED = 256
 MAX_LOG_BYTES = 16 << 20
 MAX_KEPT_BYTES = 64 << 20
@@ -205,7 +204,7 @@ class BackgroundJobs:
         lifecycle: Lifecycle,
         metrics: Metrics,
         *,
-        max_running: int = MAX_RUNNING,
+        max_running: int,
         max_ended: int = MAX_ENDED,
     ) -> None:
         self._engine = engine

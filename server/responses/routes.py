@@ -68,7 +68,12 @@ class _Routes:
             store,
             default_model=site.served_names[0],
         )
-        self._jobs = BackgroundJobs(site.engine, site.lifecycle, site.metrics)
+        self._jobs = BackgroundJobs(
+            site.engine,
+            site.lifecycle,
+            site.metrics,
+            max_running=site.limits.max_background,
+        )
 
     async def create(self, exchange: Exchange) -> None:
         owner = self._owner(exchange)

@@ -59,6 +59,7 @@ def settings(**fields: Any) -> FrontSettings:
             "shutdown_timeout_s": 1.0,
             "seed": 1,
             "log_level": 0,
+            "num_processes": 1,
             **fields,
         }
     )
@@ -125,3 +126,13 @@ async def test_what_the_operator_allows_is_read(tmp_path: Path) -> None:
             assert response.json()["error"]["param"] == "messages.0.content.0"
     finally:
         await parts.close()
+
+
+async def test_processes_share_what_the_server_may_hold():
+    alone, one_of_four = (FrontParts(settings(num_processes=count)) for count in (1, 4))
+    try:
+        assert (alone.limits.max_connections, alone.limits.max_background) == (4096, 256)
+        assert (one_of_four.limits.max_connections, one_of_four.limits.max_background) == (1024, 64)
+    finally:
+        for parts in (alone, one_of_four):
+            await parts.close()

@@ -372,9 +372,9 @@ async def test_other_processes_know_of_it_before_its_client_does(
 async def test_the_number_of_jobs_is_bounded(
     server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer
 ) -> None:
-    for _ in range(background.MAX_RUNNING):
+    for _ in range(HttpLimits().max_background):
         Held(server, tokenizer)
-    made = [await create(client) for _ in range(background.MAX_RUNNING)]
+    made = [await create(client) for _ in range(HttpLimits().max_background)]
     refused = await client.post(RESPONSES, json=ask(background=True))
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
     for response in made:

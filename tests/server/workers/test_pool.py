@@ -76,6 +76,7 @@ async def running(
         shutdown_timeout_s=1.0,
         seed=1,
         log_level=0,
+        num_processes=num_workers,
     )
     pool = WorkerPool(
         num_workers,
