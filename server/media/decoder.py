@@ -103,6 +103,7 @@ class Decoder:
             factor=self._factor,
             min_pixels=limits.min_image if kind == "image" else limits.min_video,
             max_pixels=limits.max_image if kind == "image" else limits.max_video,
+            sampling=limits.sampling,
         )
 
 

@@ -2,8 +2,8 @@
 
 What one request may hold is bounded here: in number, and in pixels after resizing; and what all
 requests hold together, from when a picture is decoded until whoever asked for it lets it go. The
-media of a request are read side by side and decoded one after another; the first that is unusable
-ends all.
+media of a request are read side by side, and decoded one image and one video at a time; the first
+that is unusable ends all.
 """
 
 import asyncio
@@ -40,7 +40,10 @@ class MediaLoader:
         self._max_held_bytes = max_held_bytes
         self._num_held_bytes = 0
         self._source = Source(access, fetcher or Fetcher(access))
-        self._decoder = Decoder(vision, pixel_limits)
+        # One each: no image waits for a long video.
+        self._decoders: dict[MediaKind, Decoder] = {
+            kind: Decoder(vision, pixel_limits) for kind in MAX_MEDIA
+        }
         self._carried = asyncio.Semaphore(MAX_AT_ONCE)  # slow hosts do not hold up data: URLs
         self._elsewhere = asyncio.Semaphore(MAX_AT_ONCE)
 
@@ -78,7 +81,7 @@ class MediaLoader:
         self._num_held_bytes -= sum(map(_num_bytes, media))
 
     async def close(self) -> None:
-        await self._decoder.close()
+        await asyncio.gather(*(decoder.close() for decoder in self._decoders.values()))
 
     async def _load(self, ref: MediaRef) -> LoadedMedia:
         url = ref.url.strip()
@@ -86,7 +89,7 @@ class MediaLoader:
         async with self._carried if is_carried else self._elsewhere:
             try:
                 data = await self._source.read(url, ref.kind)
-                pictures = await self._decoder.decode(ref.kind, data)
+                pictures = await self._decoders[ref.kind].decode(ref.kind, data)
             except Unusable as error:
                 raise BadRequest(f"{ref.path} {error.reason}.", param=ref.path) from None
         return LoadedMedia(ref.kind, pictures)

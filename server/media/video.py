@@ -1,9 +1,9 @@
 """Encoded videos -> pictures of some frames each, with their times. Runs in the worker process.
 
-Two frames of every second, spread evenly from the first to the last, as the checkpoints' own
-preprocessing takes them. Only the given bytes are read: the container is told by its first bytes,
-so that no format that refers to other files is ever tried, and what a container wants to open
-besides is refused. Decoders are a short list too.
+So many frames of every second as the checkpoint asks for, spread evenly from the first to the last,
+as its own preprocessing takes them. Only the given bytes are read: the container is told by its
+first bytes, so that no format that refers to other files is ever tried, and what a container wants
+to open besides is refused. Decoders are a short list too.
 """
 
 import io
@@ -19,12 +19,10 @@ from PIL import Image
 
 from server.media.image import MAX_PIXELS, check_sides
 from server.media.loaded import Picture
+from server.media.pixel_limits import FrameSampling
 from server.media.resize import video_size
 from server.media.unusable import NOT_DECODED, Unusable
 
-SAMPLED_PER_S = 2
-MIN_FRAMES = 4
-MAX_FRAMES = 768
 MAX_TOTAL_PIXELS = 512_000_000  # of the frames that are kept, before they are resized
 FRAMES_PER_S_UNTOLD = 24
 CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"}
@@ -40,7 +38,13 @@ _OPTIONS = {
 
 
 def read_video(
-    data: bytes, *, temporal_factor: int, factor: int, min_pixels: int, max_pixels: int
+    data: bytes,
+    *,
+    temporal_factor: int,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    sampling: FrameSampling,
 ) -> list[Picture]:
     """One picture per `temporal_factor` frames. Raises Unusable, or what the decoder does."""
     with _opened(data) as (container, stream):
@@ -50,7 +54,7 @@ def read_video(
     while True:
         if total < 1:
             raise Unusable(NOT_DECODED)
-        indices = sampled_indices(total, fps)
+        indices = sampled_indices(total, fps, sampling)
         frames, num_decoded = _resized_frames(
             data, indices, temporal_factor, factor, min_pixels, max_pixels
         )
@@ -68,10 +72,10 @@ def read_video(
     ]
 
 
-def sampled_indices(total: int, fps: float) -> list[int]:
+def sampled_indices(total: int, fps: float, sampling: FrameSampling) -> list[int]:
     """Which of `total` frames are kept: rising, and none twice."""
-    num_frames = int(total / fps * SAMPLED_PER_S)
-    num_frames = min(max(num_frames, MIN_FRAMES), MAX_FRAMES, total)
+    num_frames = int(total / fps * sampling.per_s)
+    num_frames = min(max(num_frames, sampling.minimum), sampling.maximum, total)
     return np.linspace(0, total - 1, num_frames).round().astype(int).tolist()
 
 

@@ -13,6 +13,7 @@ import msgspec
 from server.child import read_frame, write_frame
 from server.media.image import read_image
 from server.media.loaded import MediaKind, Picture
+from server.media.pixel_limits import FrameSampling
 from server.media.unusable import NOT_DECODED, Unusable
 from server.media.video import read_video
 
@@ -26,6 +27,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     factor: int
     min_pixels: int
     max_pixels: int
+    sampling: FrameSampling
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -51,6 +53,7 @@ def pictures_of(ask: Ask) -> list[Picture]:
             factor=ask.factor,
             min_pixels=ask.min_pixels,
             max_pixels=ask.max_pixels,
+            sampling=ask.sampling,
         )
     except Unusable:
         raise

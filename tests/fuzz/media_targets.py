@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from server.media.access import MediaAccess
 from server.media.fetch import Fetcher
 from server.media.loaded import MediaKind
+from server.media.pixel_limits import FrameSampling
 from server.media.source import data_of
 from server.media.unusable import Unusable
 from server.media.worker import Ask, pictures_of
@@ -107,7 +108,15 @@ def _changed(sample: bytes, choices: Choices) -> bytes:
 
 
 def _check(kind: MediaKind, file: bytes) -> None:
-    ask = Ask(kind, file, temporal_factor=2, factor=FACTOR, min_pixels=1024, max_pixels=65_536)
+    ask = Ask(
+        kind,
+        file,
+        temporal_factor=2,
+        factor=FACTOR,
+        min_pixels=1024,
+        max_pixels=65_536,
+        sampling=FrameSampling(),
+    )
     try:
         pictures = pictures_of(ask)
     except Unusable:

@@ -76,7 +76,7 @@ async def test_how_many_a_request_may_have(media: MediaLoader):
 async def test_how_many_pixels_a_request_may_have(
     media: MediaLoader, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loader, "MAX_PIXELS", 2 * 256 * 256)
+    monkeypatch.setattr(loader, "MAX_REQUEST_BYTES", 3 * 2 * 256 * 256)
     assert len(await media.load([image_ref(256)] * 2)) == 2
     with pytest.raises(BadRequest, match="too large together"):
         await media.load([image_ref(256)] * 3)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from server.media import PixelLimits
+from server.media.pixel_limits import FrameSampling
 
 
 def test_what_a_checkpoint_does_not_say(tmp_path: Path):
@@ -26,6 +27,16 @@ def test_areas_by_either_name(tmp_path: Path):
     assert PixelLimits.from_dir(tmp_path) == PixelLimits(100, 200, 300, 400)
     image.write_text(json.dumps({"size": {"max_pixels": 70_000}}))
     assert PixelLimits.from_dir(tmp_path) == PixelLimits(65_536, 70_000, 300, 400)
+
+
+def test_frames_of_a_video(tmp_path: Path):
+    video = tmp_path / "video_preprocessor_config.json"
+    video.write_text(json.dumps({"fps": 1, "min_frames": 2, "max_frames": 10_000}))
+    assert PixelLimits.from_dir(tmp_path).sampling == FrameSampling(1.0, 2, 768)
+    for fields in ({"fps": 0}, {"fps": "2"}, {"min_frames": 0}, {"min_frames": 9, "max_frames": 8}):
+        video.write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match=video.name):
+            PixelLimits.from_dir(tmp_path)
 
 
 @pytest.mark.parametrize(

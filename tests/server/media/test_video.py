@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,11 +10,18 @@ from transformers.video_utils import VideoMetadata
 
 from server.media import video
 from server.media.loaded import Picture
+from server.media.pixel_limits import FrameSampling
 from server.media.unusable import Unusable
 from server.media.video import read_video, sampled_indices
 from tests.server.media.samples import grey_video
 
-LIMITS = {"temporal_factor": 2, "factor": 32, "min_pixels": 4096, "max_pixels": 25_165_824}
+LIMITS: dict[str, Any] = {
+    "temporal_factor": 2,
+    "factor": 32,
+    "min_pixels": 4096,
+    "max_pixels": 25_165_824,
+    "sampling": FrameSampling(),
+}
 
 
 def frames_of(pictures: list[Picture]) -> np.ndarray:
@@ -29,16 +38,21 @@ def indices_of(pictures: list[Picture]) -> list[int]:
     return [round(float(frame[32:, 32:].mean()) / 2) for frame in frames_of(pictures)]
 
 
-@given(st.integers(1, 100_000), st.sampled_from([0.5, 10.0, 24.0, 25.0, 29.97, 60.0, 1e-9, 1e9]))
-def test_frames_as_the_checkpoints_preprocessor(total: int, fps: float):
+@given(
+    st.integers(1, 100_000),
+    st.sampled_from([0.5, 10.0, 24.0, 25.0, 29.97, 60.0, 1e-9, 1e9]),
+    st.sampled_from([FrameSampling(), FrameSampling(0.5, 1, 8), FrameSampling(4.0, 16, 100)]),
+)
+def test_frames_as_the_checkpoints_preprocessor(total: int, fps: float, sampling: FrameSampling):
     class Sampler:
-        fps, num_frames, min_frames, max_frames = 2, None, 4, 768
+        num_frames = None
+        fps, min_frames, max_frames = sampling.per_s, sampling.minimum, sampling.maximum
 
     expected = Qwen3VLVideoProcessor.sample_frames(
         Sampler(),  # the class needs torchvision to be built, its method does not
         VideoMetadata(total_num_frames=total, fps=fps),
     )
-    assert sampled_indices(total, fps) == expected.tolist()
+    assert sampled_indices(total, fps, sampling) == expected.tolist()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +68,7 @@ def test_frames_as_the_checkpoints_preprocessor(total: int, fps: float):
 )
 def test_two_frames_of_every_second(format: str, codec: str):
     pictures = read_video(grey_video(60, format=format, codec=codec), **LIMITS)
-    indices = sampled_indices(60, 10.0)
+    indices = sampled_indices(60, 10.0, FrameSampling())
     assert len(indices) == 12
     found = np.array(indices_of(pictures))
     assert np.abs(found - indices).max() <= 1  # as near as lossy greys tell
@@ -98,7 +112,10 @@ def test_a_container_may_promise_more_frames_than_it_has():
     assert int.from_bytes(data[sizes : sizes + 4], "big") == 40
     empty = sizes + 4 + 4 * 20
     pictures = read_video(data[:empty] + bytes(4 * 20) + data[empty + 4 * 20 :], **LIMITS)
-    assert np.abs(np.array(indices_of(pictures)) - sampled_indices(20, 10.0)).max() <= 1
+    assert (
+        np.abs(np.array(indices_of(pictures)) - sampled_indices(20, 10.0, FrameSampling())).max()
+        <= 1
+    )
     assert [p.second for p in pictures] == [0.3, 1.6]
 
 
