@@ -64,7 +64,7 @@ class Site:
     ) -> None:
         """Answer with what `read` makes of the body."""
 
-        async def answer(reply: bytes, arrived: float) -> None:
+        async def answer(reply: bytes, arrived: float, held: AsyncExitStack) -> None:
             await exchange.reply(reply)
 
         await self.work(exchange, read, answer)
@@ -77,7 +77,7 @@ class Site:
     ) -> None:
         """Generate what `read` makes of the body, and answer as `maker` does."""
 
-        async def answer(draft: T, arrived: float) -> None:
+        async def answer(draft: T, arrived: float, held: AsyncExitStack) -> None:
             await maker(draft, exchange, self.engine, self.metrics, arrived=arrived).run()
 
         await self.work(exchange, read, answer)
@@ -86,12 +86,13 @@ class Site:
         self,
         exchange: Exchange,
         read: Callable[[bytes], T | AwaitsMedia[T]],
-        answer: Callable[[T, float], Awaitable[None]],
+        answer: Callable[[T, float, AsyncExitStack], Awaitable[None]],
     ) -> None:
         """Take one request from its headers to the end of its answer.
 
-        `read` runs in a thread and may raise BadRequest; `answer` gets what came of it, and the
-        time at which the request arrived.
+        `read` runs in a thread and may raise BadRequest; `answer` gets what came of it, the time
+        at which the request arrived, and what is let go when it returns: whoever needs the media
+        for longer takes it over.
         """
         arrived = time.monotonic()
         self.lifecycle.check_ready()
@@ -103,7 +104,7 @@ class Site:
             flight.watch()
             reading = self._finish(read, body, held)
             del body  # it may be large, and an answer long
-            await answer(await reading, arrived)
+            await answer(await reading, arrived, held)
         self.metrics.count_ok()
 
     async def _finish(

@@ -22,7 +22,7 @@ from server.constraints import FIELDS, ConstraintReader
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
 from server.media.loaded import MediaRef
-from server.media.loader import check_number
+from server.media.loader import MAX_REQUEST_BYTES, check_number
 from server.media_parts import LoadedByKey, media_refs
 from server.protocol import (
     ChatCompletionRequest,
@@ -143,6 +143,9 @@ class Validator:
                 "truncate_prompt_tokens could cut an image or a video: leave it out",
                 param="truncate_prompt_tokens",
             )
+        num_bytes = sum(len(picture.pixels) for picture in prompt.media)
+        if (request.n or 1) * num_bytes > MAX_REQUEST_BYTES:  # each choice takes them along
+            raise BadRequest("so many choices of so large media are too much", param="n")
         ids = _fitted(prompt.ids, request, "messages", window)
         room = window - len(ids)
         max_tokens = room if asked is None else min(asked, room)

@@ -15,12 +15,14 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, MutableMapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from engine import EngineClient, QueueFull
+from server.answer import Usage
 from server.errors import INTERNAL_ERROR, ErrorAnswer, Unavailable, answer_to
 from server.exchange import Exchange, Scope
 from server.fault_log import log_fault
@@ -120,6 +122,7 @@ class Job(ResponseAnswer):
         self.exchange = Exchange(_NO_REQUEST, _receive_nothing, _send_nowhere)
         super().__init__(draft, self.exchange, engine, metrics, arrived=arrived)
         self.draft = draft
+        self.held = AsyncExitStack()  # media, until it is over
         self.id: str = self._head["id"]
         self.log = _Log() if draft.draft.stream is not None else None
         self.flight: Flight | None = None
@@ -128,6 +131,17 @@ class Job(ResponseAnswer):
         self.ended_at = 0.0
         self._last: Sequence[Event] = ()  # how it ended
         self._add(self._events.queue())
+
+    async def let_go(self) -> None:
+        """Keep what was said, and no pixels of what it was said about."""
+        generations = tuple(replace(one, media=()) for one in self._draft.generations)
+        self._draft = replace(
+            self._draft, generations=generations, choices=(), prompt_fields=dict[str, Any]
+        )
+        self._response_draft = self.draft = replace(self.draft, draft=self._draft)
+        self._usage = Usage(self._draft)
+        self._requests = []
+        await self.held.aclose()
 
     def stored(self) -> StoredResponse:
         """The response as it stands."""
@@ -215,11 +229,12 @@ class BackgroundJobs:
         self._running: dict[str, Job] = {}
         self._ended: OrderedDict[str, Job] = OrderedDict()  # oldest first
 
-    def start(self, draft: ResponseDraft, *, arrived: float) -> Job:
-        """Begin a response. Raises QueueFull."""
+    def start(self, draft: ResponseDraft, *, arrived: float, held: AsyncExitStack) -> Job:
+        """Begin a response, which takes over the media in `held`. Raises QueueFull."""
         if len(self._running) >= self._max_running:
             raise QueueFull("too many responses run in the background")
         job = Job(draft, self._engine, self._metrics, arrived=arrived)
+        job.held = held.pop_all()
         self._running[job.id] = job
         job.task = asyncio.create_task(self._run(job))
         return job
@@ -270,6 +285,7 @@ class BackgroundJobs:
             self._metrics.count_error(answer)
             job.fail(answer)
         finally:
+            await job.let_go()
             await self._end(job)
 
     async def _end(self, job: Job) -> None:

@@ -12,6 +12,7 @@ engine nor a body.
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -81,13 +82,13 @@ class _Routes:
         def read(body: bytes) -> ResponseDraft | AwaitsMedia[ResponseDraft]:
             return self._reader.read(body, owner)
 
-        async def answer(draft: ResponseDraft, arrived: float) -> None:
+        async def answer(draft: ResponseDraft, arrived: float, held: AsyncExitStack) -> None:
             site = self._site
             if not draft.background:
                 whole = ResponseAnswer(draft, exchange, site.engine, site.metrics, arrived=arrived)
                 await whole.run()
                 return
-            job = self._jobs.start(draft, arrived=arrived)
+            job = self._jobs.start(draft, arrived=arrived, held=held)
             queued = job.stored().body
             if self._store is not None:
                 await asyncio.to_thread(self._store.began, job.id)

@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import gc
 import io
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from engine import Media, ModelConfig, Request
+from server import validate
 from server.checkpoint_text import CheckpointText
 from server.constraints import ConstraintReader
 from server.media import MediaAccess, MediaLoader, PixelLimits
@@ -239,6 +242,40 @@ async def test_responses_and_what_follows_on_them(
     ]
     items = await client.get(f"{RESPONSES}/{first.json()['id']}/input_items")
     assert items.json()["data"][0]["content"][1] == content[1]
+
+
+async def test_a_background_response_holds_its_pictures_until_it_ends(
+    server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer, loader: FakeLoader
+) -> None:
+    go_on = asyncio.Event()
+    server.engine.will(go_on, *say(tokenizer, "A cat."))
+    content = [input_image("data:image")]
+    made = await client.post(
+        RESPONSES, json={"input": [{"role": "user", "content": content}], "background": True}
+    )
+    assert made.status_code == 200, made.text
+    assert loader.num_held == 1
+    while not server.engine.submitted:
+        await server.engine.became_active.wait()
+    (picture,) = map(weakref.ref, server.engine.submitted[0].media)
+    go_on.set()
+    path = f"{RESPONSES}/{made.json()['id']}"
+    while (await client.get(path)).json()["status"] != "completed":
+        await asyncio.sleep(0)
+    assert loader.num_held == 0
+    server.engine.submitted.clear()
+    gc.collect()
+    assert picture() is None, "what is kept of it has no pixels"
+    assert (await client.get(path)).json()["usage"]["output_tokens"] > 0
+
+
+async def test_pictures_count_for_every_choice(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes = sum(len(picture.pixels) for picture in IMAGE.pictures)
+    monkeypatch.setattr(validate, "MAX_REQUEST_BYTES", 3 * num_bytes - 1)
+    refused = await client.post(CHAT, json=chat([PICTURE], n=3))
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
 
 
 async def test_truncation_drops_the_images_of_the_turns_it_drops(
