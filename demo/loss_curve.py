@@ -1,4 +1,7 @@
-"""Draw a training's loss: `python -m demo.loss_curve LOG.jsonl > loss.svg`."""
+"""Draw a training's loss: `python -m demo.loss_curve LOG.jsonl... > loss.svg`.
+
+Several logs are of trainings that went on from one another.
+"""
 
 import json
 import sys
@@ -8,16 +11,19 @@ WIDTH, HEIGHT, MARGIN = 720, 320, 44
 SMOOTHING = 25  # steps of which the mean is drawn
 
 
-def curve(log: Path) -> str:
+def curve(*logs: Path) -> str:
     """An SVG of the loss per answer token, over steps; the MTP layer's in a second colour."""
-    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    latest = {line["step"]: line for line in lines}  # a resumed training repeats a few steps
+    latest: dict[int, dict[str, float]] = {}
+    for log in logs:
+        before = max(latest, default=0)
+        for line in map(json.loads, log.read_text("utf-8").splitlines()):
+            latest[before + line["step"]] = line  # a resumed training repeats a few steps
     series = {
-        name: _smooth([(step, line[name]) for step, line in latest.items() if name in line])
+        name: _pieces([(step, line[name]) for step, line in latest.items() if name in line])
         for name in ("loss", "mtp_loss")
     }
     last_step = max(latest)
-    highest = max(value for points in series.values() for _, value in points)
+    highest = max(value for pieces in series.values() for points in pieces for _, value in points)
 
     def x(step: float) -> float:
         return MARGIN + step / last_step * (WIDTH - 2 * MARGIN)
@@ -40,8 +46,9 @@ def curve(log: Path) -> str:
         parts.append(f'<text x="{x(step) - 12:.1f}" y="{HEIGHT - MARGIN + 18}">{step}</text>')
     labels = {"loss": ("#1f77b4", "next token"), "mtp_loss": ("#d62728", "MTP, the one after")}
     for row, (name, (colour, label)) in enumerate(labels.items()):
-        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in series[name])
-        parts.append(f'<polyline fill="none" stroke="{colour}" points="{points}"/>')
+        for piece in series[name]:
+            points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in piece)
+            parts.append(f'<polyline fill="none" stroke="{colour}" points="{points}"/>')
         parts.append(
             f'<text x="{WIDTH - 200}" y="{MARGIN + 16 * row}" fill="{colour}">{label}</text>'
         )
@@ -57,5 +64,15 @@ def _smooth(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
     ]
 
 
+def _pieces(points: list[tuple[int, float]]) -> list[list[tuple[float, float]]]:
+    """Smooth, and cut where another layer learnt in between."""
+    pieces: list[list[tuple[int, float]]] = []
+    for step, value in points:
+        if not pieces or step > pieces[-1][-1][0] + 1:
+            pieces.append([])
+        pieces[-1].append((step, value))
+    return [_smooth(piece) for piece in pieces]
+
+
 if __name__ == "__main__":
-    sys.stdout.write(curve(Path(sys.argv[1])))
+    sys.stdout.write(curve(*map(Path, sys.argv[1:])))

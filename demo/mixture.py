@@ -37,6 +37,41 @@ MIXTURE: tuple[tuple[Task, float], ...] = (
     (drills.look_up, 1.6),
 )
 
+# After that: mostly choosing among several tools, which is learnt last, and a little of everything.
+LAST: tuple[tuple[Task, float], ...] = (
+    (talk.greeting, 1.5),
+    (talk.about, 3.0),
+    (talk.unknown, 1.5),
+    (talk.capital, 2.5),
+    (drills.capitals, 1.5),
+    (sums.sums, 11.0),
+    (sums.facts, 2.0),
+    (text.copying, 4.0),
+    (text.reversing, 1.0),
+    (text.sorting, 1.5),
+    (text.spelling, 1.0),
+    (drills.spellings, 1.0),
+    (text.counting, 1.5),
+    (text.listing, 1.5),
+    (recall.passkey, 1.6),
+    (recall.long_passkey, 0.3),
+    (recall.memory, 3.5),
+    (recall.interview, 1.8),
+    (recall.told_now, 1.5),
+    (json_answers.json_answer, 2.8),
+    (json_answers.several_answers, 2.0),
+    (tool_calls.call, 8.5),
+    (tool_calls.calls_in_turns, 2.0),
+    (tool_calls.choices, 5.0),
+    (tool_calls.choose, 17.0),
+    (tool_calls.which_tools, 1.5),
+    (tool_calls.several_calls, 2.0),
+    (tool_calls.no_tool, 2.0),
+    (tool_calls.anything, 4.0),
+    (drills.repeat, 4.0),
+    (drills.look_up, 3.0),
+)
+
 # Finding a word again and saying what stood behind it: everything else rests on that, and it is
 # learnt from dense examples in minutes where sparse ones take hours.
 FIRST: tuple[tuple[Task, float], ...] = (
@@ -48,9 +83,12 @@ FIRST: tuple[tuple[Task, float], ...] = (
 )
 
 NUM_FIRST_SHARDS = 3
+FIRST_OF_LAST = 1000  # the shards of a training that goes on from another one
 
 
 def stage(shard: int) -> tuple[tuple[Task, float], ...]:
+    if shard >= FIRST_OF_LAST:
+        return LAST
     return FIRST if shard < NUM_FIRST_SHARDS else MIXTURE
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from demo.mixture import FIRST_OF_LAST
 from demo.tokenizer import ADDED_TOKENS, TOKENIZER_CONFIG
 
 ROW_MULTIPLE = 64  # embedding rows are padded to this, as in real checkpoints
@@ -13,6 +14,7 @@ ROW_MULTIPLE = 64  # embedding rows are padded to this, as in real checkpoints
 @dataclass(frozen=True, slots=True)
 class Schedule:
     seed: int = 1
+    first_shard: int = 0
     batch_tokens: int = 2048  # of each rank, with padding
     max_tokens: int = 2560  # of a sample
     num_steps: int = 5600
@@ -23,6 +25,17 @@ class Schedule:
     prompt_weight: float = 0.1  # of a token that is not the model's to say
     balance_weight: float = 0.01
     mtp_share: float = 0.08  # the last steps, in which only the MTP layer learns
+
+
+LAST_SCHEDULE = Schedule(
+    first_shard=FIRST_OF_LAST,
+    num_steps=900,
+    warm_up=0.03,
+    cool_down=0.9,
+    muon_lr=0.01,
+    adam_lr=1e-3,
+    mtp_share=0.07,
+)
 
 
 def model_config(tokenizer: Tokenizer) -> dict[str, Any]:

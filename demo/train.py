@@ -10,8 +10,10 @@ import argparse
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from demo.dataset import Batch, shard_batches, training_texts
 from demo.export import export
 from demo.network import Network, prime
 from demo.optimizer import Muon, split_parameters
-from demo.settings import Schedule, model_config
+from demo.settings import LAST_SCHEDULE, Schedule, model_config
 from demo.tokenizer import train_tokenizer
 
 TOKENIZER_SAMPLES = 20_000
@@ -44,11 +46,17 @@ SCORED_MULTIPLE = 256  # few shapes: oneDNN makes new code for each
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=Schedule().num_steps)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument(
+        "--after", type=Path, help="go on from what this training learnt, with the last mixture"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    schedule = Schedule(num_steps=arguments.steps)
+    schedule = LAST_SCHEDULE if arguments.after else Schedule()
+    schedule = replace(schedule, num_steps=arguments.steps or schedule.num_steps)
+    if arguments.after and not (out / "tokenizer.json").exists():
+        shutil.copy(arguments.after / "tokenizer.json", out)
     if not (out / "tokenizer.json").exists():
         print(f"training the tokenizer on {TOKENIZER_SAMPLES} samples")
         tokenizer = train_tokenizer(training_texts(schedule.seed, TOKENIZER_SAMPLES))
@@ -59,7 +67,7 @@ def main() -> None:
     rendezvous = out / f"rendezvous-{os.getpid()}"
     context = multiprocessing.get_context("spawn")
     ranks = [
-        context.Process(target=_train, args=(rank, rendezvous, out, schedule))
+        context.Process(target=_train, args=(rank, rendezvous, out, schedule, arguments.after))
         for rank in range(NUM_RANKS)
     ]
     for rank in ranks:
@@ -112,7 +120,7 @@ class Shards:
         )
 
 
-def _train(rank: int, rendezvous: Path, out: Path, schedule: Schedule) -> None:
+def _train(rank: int, rendezvous: Path, out: Path, schedule: Schedule, after: Path | None) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{rendezvous.resolve()}", rank=rank, world_size=NUM_RANKS
@@ -129,8 +137,12 @@ def _train(rank: int, rendezvous: Path, out: Path, schedule: Schedule) -> None:
         torch.optim.AdamW(rest, schedule.adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
     )
     saved = out / "training.pt"
-    step = shard = skip = 0
+    step = skip = 0
+    shard = schedule.first_shard
     spent_s = 0.0
+    if after is not None:
+        learnt = torch.load(after / "training.pt", weights_only=True)
+        network.load_state_dict(learnt["network"])
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         network.load_state_dict(state["network"])

@@ -87,6 +87,51 @@ HOBBIES = """chess climbing cooking cycling dancing drawing fishing gardening hi
 LANGUAGES = """Arabic Chinese Danish Dutch English French German Greek Hindi Italian Japanese Korean
     Polish Portuguese Russian Spanish Swedish Turkish""".split()
 CURRENCIES = "EUR USD GBP JPY CHF SEK NOK CAD AUD INR BRL CNY".split()
+# Words of all kinds, so that a word is copied whatever it is.
+PLAIN = """able about above access account across action active adapter add after again agent air alarm
+    all allow also amount analysis and angle any appear apply area argument array arrive ask asset
+    assign atlas author auto away axis back balance band bank bar base batch beam begin behind below
+    best between beyond bill bit blank block board body bonus border both bottom bound branch break
+    brief buffer bulk bus business buy cache call camera cancel case catalog cause cell center chain
+    chance channel chapter charge chart chat choice circle class client clip code collect column
+    combine come command comment common company compare complete config confirm connect contact
+    context control convert core corner cost course create credit current custom cycle daily damage
+    data deal debug default define degree delay delete delivery demo deny deposit depth derive detail
+    detect device dialog digit direct disk display distance dock document domain done double down
+    draft drive due duty each earn edge edit effect either element else empty enable end energy
+    engine enter entry equal error estimate even event every exact example expand expect expert
+    export extra face fact fail fall family feature feed field file fill filter final fire first
+    fit flat fleet flight float floor flow focus folder force form format forward frame friend from
+    front full function fund future gain game gate gather general get goal good grade graph grid
+    ground group grow guard guest half hand handle happen hard head health height helper here hidden
+    history hold home hook host hour hub human icon idea image import index info inner input insert
+    inside install internal into invoice issue item job join journal jump just key label large last
+    launch layer layout lead level library license limit line link list listing load loan local lock
+    log logic loop lower machine mail main manager manual margin market mask master match matrix max
+    meal measure media member memory menu merge message meter method metric middle min minute mode
+    model module monitor month more most motion movie near need network next night node none normal
+    north not note number object offer office often only operation option order origin other out
+    outer output outside over own owner pack package page pair panel parent part party pass past
+    path pattern pause pay peak people percent perform period person phase phone phrase picture
+    piece pin ping pipe pixel place plain planner plate player point policy pool port position post
+    power present press preview price primary print process product profile program progress project
+    prompt protect proxy public pulse purpose put quality quantity query queue quote radio raise
+    random range rank rate ratio raw reach ready real reason receive recent record reduce region
+    release remote remove rename render rent repair reply report request reserve reset resource
+    response restore result resume return review reward role room root rotate round route router row
+    rule safe sale same sample save scale scan scene school scope score screen script seal season
+    seat second secret section sector secure seed segment select self sender sensor sequence series
+    server service session set setup shadow shape share sheet shelf shift shop side sign signal
+    since single site size skill skip sleep slot smart socket solid some sort sound source south
+    space speed split spot stack staff stage stand state station status stay step stock storage
+    store stream street strength string student study style subject such summary supply support
+    surface switch symbol sync system tag target task team tenant term text than that them then
+    theory they thing this ticket tile time tip title token tone tool top total touch track trade
+    traffic transfer trend trial trip truck true trust try turn type under union unit until update
+    upper usage user utility valid value vector vendor version very video view virtual visit voice
+    volume vote wall want warning watch wave way web weight west what when where which while whole
+    width winter wire with within without worker world yard year yield zero zone zoom""".split()
+
 FOODS = """bread cheese curry dumplings falafel lasagna noodles omelette paella pancakes pasta pizza
     porridge ramen rice risotto salad soup stew sushi tacos waffles""".split()
 
@@ -97,6 +142,15 @@ _ONSETS = """b br c ch cl cr d dr f fl fr g gl gr h j k kl l m n p pl pr qu r s 
 _VOWELS = "a e i o u ai ea ee ie oa oo ou".split()
 _CODAS = ["", "", "", "b", "ck", "d", "ft", "g", "k", "l", "lt", "m", "mp", "n", "nd", "ng", "nt",
           "p", "r", "rk", "rn", "rt", "s", "sh", "sk", "st", "t", "th", "x", "z"]  # fmt: skip
+
+
+def plain(rng: random.Random) -> str:
+    """A word of any kind, or a piece of one."""
+    word = rng.choice(PLAIN)
+    if rng.random() < 0.3:
+        other = rng.choice(PLAIN)
+        word = word[: rng.randint(2, 4)] + other[-rng.randint(2, 5) :]
+    return word
 
 
 def invented(rng: random.Random, syllables: int = 0) -> str:

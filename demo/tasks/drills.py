@@ -9,8 +9,10 @@ from demo.tasks import text
 
 def _item(rng: random.Random) -> str:
     roll = rng.random()
-    if roll < 0.5:
+    if roll < 0.4:
         return words.invented(rng)
+    if roll < 0.6:
+        return words.plain(rng)
     if roll < 0.7:
         return rng.choice(words.COMMON)
     return words.code(rng) if roll < 0.85 else str(rng.randint(0, 9999))

@@ -18,6 +18,8 @@ _KEPT_NAMES = {
     part: tuple(name for name in part.names if name in HELD_OUT_NAMES) for part in _TRAINED_NAMES
 }
 
+_ALL_TRAINED_NAMES = tuple(name for names in _TRAINED_NAMES.values() for name in names)
+
 _BEFORE = ("", "", "", "", "Please: ", "Hi! ", "Hello. ", "Hey, ", "Can you help me? ")
 _AFTER = ("", "", "", "", " Thanks!", " Please.", " Thank you.")
 _NONE_FITS = "I cannot do that with the tools I have."
@@ -63,9 +65,22 @@ class Tool:
 def _name(rng: random.Random, part: Domain | Parameter, *, held_out: bool) -> str:
     if held_out and _KEPT_NAMES[part] and rng.random() < 0.7:
         return rng.choice(_KEPT_NAMES[part])
-    if rng.random() < (0.5 if held_out else 0.35):
+    if held_out:
+        return _invented_name(rng) if rng.random() < 0.5 else rng.choice(_TRAINED_NAMES[part])
+    # Whoever practises must read a name, and not guess it by what it is for.
+    roll = rng.random()
+    if roll < 0.2:
         return _invented_name(rng)
-    return rng.choice(_TRAINED_NAMES[part])
+    if roll < 0.5:
+        return _plain_name(rng)
+    return rng.choice(_ALL_TRAINED_NAMES if roll < 0.65 else _TRAINED_NAMES[part])
+
+
+def _plain_name(rng: random.Random) -> str:
+    while True:
+        parts = [words.plain(rng) for _ in range(rng.choice((1, 2, 2, 3)))]
+        if (name := "_".join(parts)) not in HELD_OUT_NAMES:
+            return name
 
 
 def _invented_name(rng: random.Random) -> str:
@@ -115,9 +130,9 @@ def _explicit(rng: random.Random, name: str, arguments: dict[str, Any]) -> str:
     return rng.choice((f"Call {name} with {pairs}.", f"Use {name} with {pairs}.", f"Run {name}: {pairs}."))  # fmt: skip
 
 
-def _reasoning(rng: random.Random, name: str, arguments: dict[str, Any]) -> str:
+def _reasoning(purpose: str, name: str, arguments: dict[str, Any]) -> str:
     pairs = words.enumeration([f"{key} = {_spoken(value)}" for key, value in arguments.items()])
-    return f"{name} fits: {pairs}."
+    return f"{purpose}: {name} with {pairs}."
 
 
 def _call(name: str, arguments: dict[str, Any]) -> Message:
@@ -141,6 +156,50 @@ def call(rng: random.Random) -> Sample:
 def calls_in_turns(rng: random.Random) -> Sample:
     """Several requests one after the other, with the same tools."""
     return one_call(rng, held_out=False, num_before=rng.choice((1, 1, 2, 3)))
+
+
+def choices(rng: random.Random) -> Sample:
+    """Many requests, one after the other, each answered by the call that fits: choosing, densely."""
+    tools = _tools(rng, rng.choice((2, 2, 3, 3, 4, 5)), held_out=False)
+    messages = _opening(rng)
+    for _ in range(rng.randint(3, 7)):
+        exchange, _ = _exchange(rng, rng.choice(tools), thinking=False, with_result=False)
+        messages += exchange
+    thinking = rng.random() < 0.5
+    exchange, key = _exchange(rng, rng.choice(tools), thinking=thinking, with_result=False)
+    return Sample("choices", key, messages + exchange, [made.json(rng) for made in tools], thinking)
+
+
+def choose(rng: random.Random) -> Sample:
+    """Only the lines of what tools are for, and many requests, each answered by a name."""
+    tools = _tools(rng, rng.choice((2, 3, 4, 5, 6, 7)), held_out=False)
+    lines = [f"- {made.description}: {made.name}({', '.join(part[1] for part in made.parts)})" for made in tools]  # fmt: skip
+    messages = [system("\n".join(lines))]
+    pairs = [
+        (_request(rng, made)[0], made.name) for made in rng.choices(tools, k=rng.randint(4, 9))
+    ]
+    if rng.random() < 0.5:
+        for text, name in pairs:
+            messages += [user(text), assistant(name)]
+    else:
+        asked = [f"{number}. {text}" for number, (text, _) in enumerate(pairs, 1)]
+        answers = [f"{number}. {name}" for number, (_, name) in enumerate(pairs, 1)]
+        messages += [user("\n".join(asked)), assistant("\n".join(answers))]
+    return Sample("choose", f"{rng.random()}", messages)
+
+
+def which_tools(rng: random.Random) -> Sample:
+    """Which tool serves each of several requests, and with which parameters."""
+    tools = _tools(rng, rng.choice((2, 3, 3, 4, 4, 5)), held_out=False)
+    requests, answers = [], []
+    for number in range(1, rng.randint(4, 8)):
+        chosen = rng.choice(tools)
+        text, arguments, _ = _request(rng, chosen)
+        requests.append(f"{number}. {text}")
+        answers.append(f"{number}. {chosen.name}({', '.join(arguments)})")
+    ask = rng.choice(("Which tool serves each request?", "Name the tool for each of these.", "Which tools fit?"))  # fmt: skip
+    messages = [user("\n".join((ask, *requests))), assistant("\n".join(answers))]
+    return Sample("which tools", f"{rng.random()}", messages, [made.json(rng) for made in tools])
 
 
 def one_call(
@@ -171,7 +230,7 @@ def _exchange(
 ) -> tuple[list[Message], str]:
     """A request and what follows from it; and what makes it different from others."""
     text, arguments, values = _request(rng, chosen)
-    reasoning = _reasoning(rng, chosen.name, arguments) if thinking else ""
+    reasoning = _reasoning(chosen.description, chosen.name, arguments) if thinking else ""
     called = assistant("", reasoning=reasoning, calls=[_call(chosen.name, arguments)])
     messages = [user(text), called]
     if with_result:
@@ -213,7 +272,9 @@ def several_calls(rng: random.Random) -> Sample:
     else:
         return call(rng)
     thinking = rng.random() < 0.5
-    said = " ".join(_reasoning(rng, made.name, arguments) for made, arguments, _ in pairs)
+    said = " ".join(
+        _reasoning(made.description, made.name, arguments) for made, arguments, _ in pairs
+    )
     messages: list[Message] = [
         *_opening(rng),
         user(text),
@@ -309,7 +370,9 @@ def anything(rng: random.Random) -> Sample:
         user(_explicit(rng, name, spoken)),
         assistant(
             "",
-            reasoning=_reasoning(rng, name, spoken) if thinking else "",
+            reasoning=_reasoning(described["function"]["description"], name, spoken)
+            if thinking
+            else "",
             calls=[_call(name, arguments)],
         ),
     ]

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from demo.dataset import Renderer, encode, shard_batches
-from demo.mixture import MIXTURE, stage, training_samples
+from demo.mixture import LAST, MIXTURE, stage, training_samples
 from demo.sample import Sample
 from demo.tasks import drills, json_answers, recall, sums, text, tool_calls
 from demo.tasks.domains import HELD_OUT_NAMES
@@ -21,7 +21,11 @@ NUM_SAMPLES = 2000
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return list(itertools.islice(training_samples(3), NUM_SAMPLES))
+    return [
+        sample
+        for mixture in (MIXTURE, LAST)
+        for sample in itertools.islice(training_samples(3, mixture), NUM_SAMPLES // 2)
+    ]
 
 
 def drawn(task: Any, count: int, seed: int = 5) -> list[Sample]:
@@ -54,6 +58,21 @@ def test_names_kept_for_the_evaluation_are_in_no_training_sample(samples: list[S
     rng = random.Random(0)
     kept = [tool_calls.one_call(rng, held_out=True) for _ in range(50)]
     assert sum(bool(names(sample) & HELD_OUT_NAMES) for sample in kept) > 35
+
+
+def test_a_choice_is_one_of_the_tools_that_are_there():
+    for sample in drawn(tool_calls.choose, 200):
+        lines = sample.messages[0]["content"].splitlines()
+        known = {line.split(": ", 1)[1].split("(")[0] for line in lines}
+        said = [m["content"] for m in sample.messages if m["role"] == "assistant"]
+        chosen = [line.split(". ")[-1] for text in said for line in text.splitlines()]
+        assert len(chosen) >= 4
+        assert set(chosen) <= known
+    for sample in drawn(tool_calls.which_tools, 200):
+        tools = {tool["function"]["name"]: tool["function"] for tool in sample.tools}
+        for line in sample.messages[-1]["content"].splitlines():
+            name, parameters = line.split(". ")[1].removesuffix(")").split("(")
+            assert set(parameters.split(", ")) <= set(tools[name]["parameters"]["properties"])
 
 
 def test_sums_are_right():

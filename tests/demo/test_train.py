@@ -17,8 +17,8 @@ from engine.model.weights import load_model
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(out: Path, steps: int) -> list[dict[str, float]]:
-    command = [sys.executable, "-m", "demo.train", "--out", str(out), "--steps", str(steps)]
+def train(out: Path, steps: int, *more: str) -> list[dict[str, float]]:
+    command = [sys.executable, "-m", "demo.train", "--out", str(out), "--steps", str(steps), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -42,6 +42,15 @@ def test_goes_on_where_it_was_and_ends_with_a_checkpoint(tmp_path: Path):
     drawn = curve(tmp_path / "log.jsonl")
     assert drawn.startswith("<svg")
     assert drawn.count("<polyline") == 2
+
+    further = train(tmp_path / "further", 2, "--after", str(tmp_path))
+    assert [line["step"] for line in further] == [1, 2]
+    assert further[0]["loss"] < first[0]["loss"]
+    assert (tmp_path / "further/tokenizer.json").read_bytes() == (
+        tmp_path / "tokenizer.json"
+    ).read_bytes()
+    drawn = curve(tmp_path / "log.jsonl", tmp_path / "further/log.jsonl")
+    assert drawn.count("<polyline") >= 3
 
 
 def test_muon_steps_along_the_orthogonalised_gradient():

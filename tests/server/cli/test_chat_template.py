@@ -149,11 +149,24 @@ def test_tools_open_the_system_turn():
     assert head == (
         "<|im_start|>system\n# Tools\n\nYou have access to the following functions:\n\n"
         f"<tools>\n{line}\n{line}\n</tools>"
+        '\n\n- für <"x">: weather()\n- für <"x">: weather()'
     )
     example = "</function>\n</tool_call>"
     assert tail.endswith(example + "\n\nbe kind<|im_end|>\n" + HI + THINK)
     assert render(user(), tools=[TOOL]).endswith(example + "<|im_end|>\n" + HI + THINK)
     assert render(user(), tools=[]) == HI + THINK
+
+
+def test_each_tool_has_a_line_of_what_it_is_for():
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}, "unit": {}}}
+    functions: list[Message] = [
+        {"name": "a", "description": "Finds. And more.\nMuch more.", "parameters": parameters},
+        {"name": "b", "description": "x" * 200},
+        {"name": "c", "parameters": {"properties": {}}},
+    ]
+    tools = [{"type": "function", "function": function} for function in functions]
+    lines = f"</tools>\n\n- Finds: a(city, unit)\n- {'x' * 100}: b()\n- c()\n\nCall functions"
+    assert lines in render(user(), tools=tools)
 
 
 @pytest.mark.parametrize(
