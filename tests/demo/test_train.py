@@ -41,7 +41,7 @@ def test_goes_on_where_it_was_and_ends_with_a_checkpoint(tmp_path: Path):
     assert 10_000_000 < loaded.num_parameters < 12_000_000
     drawn = curve(tmp_path / "log.jsonl")
     assert drawn.startswith("<svg")
-    assert drawn.count("<polyline") == 2
+    assert drawn.count("<polyline") == 1
 
     further = train(tmp_path / "further", 2, "--after", str(tmp_path))
     assert [line["step"] for line in further] == [1, 2]
@@ -49,8 +49,16 @@ def test_goes_on_where_it_was_and_ends_with_a_checkpoint(tmp_path: Path):
     assert (tmp_path / "further/tokenizer.json").read_bytes() == (
         tmp_path / "tokenizer.json"
     ).read_bytes()
-    drawn = curve(tmp_path / "log.jsonl", tmp_path / "further/log.jsonl")
-    assert drawn.count("<polyline") >= 3
+
+
+def test_the_curve_of_trainings_that_went_on_from_one_another(tmp_path: Path):
+    logs = [tmp_path / "a", tmp_path / "b"]
+    for log in logs:
+        lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "mtp_loss": 0.5}]
+        log.write_text("\n".join(map(json.dumps, [*lines[:2], *lines[1:]])))
+    drawn = curve(*logs)
+    assert drawn.count("<polyline") == 4
+    assert ">6</text>" in drawn, "the last step"
 
 
 def test_muon_steps_along_the_orthogonalised_gradient():
