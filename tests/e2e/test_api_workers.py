@@ -20,7 +20,12 @@ import pytest
 from tests.e2e.live import LiveServer, has_ended, live_server, wait_until
 
 COMPLETIONS, RESPONSES = "/v1/completions", "/v1/responses"
-CANARY: dict[str, Any] = {"prompt": "The quick brown fox", "max_tokens": 24, "temperature": 0}
+CANARY: dict[str, Any] = {
+    "prompt": "The quick brown fox",
+    "max_tokens": 24,
+    "temperature": 0,
+    "ignore_eos": True,
+}
 TWO = ("--api-workers", "2")
 
 
