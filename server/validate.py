@@ -144,8 +144,12 @@ class Validator:
                 param="truncate_prompt_tokens",
             )
         num_bytes = sum(len(picture.pixels) for picture in prompt.media)
-        if (request.n or 1) * num_bytes > MAX_REQUEST_BYTES:  # each choice takes them along
-            raise BadRequest("so many choices of so large media are too much", param="n")
+        n = request.n or 1
+        if n * num_bytes > MAX_REQUEST_BYTES:
+            raise BadRequest(
+                "The images and videos, which every choice takes along, are too large together.",
+                param="n" if n > 1 else "messages",
+            )
         ids = _fitted(prompt.ids, request, "messages", window)
         room = window - len(ids)
         max_tokens = room if asked is None else min(asked, room)

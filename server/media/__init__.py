@@ -5,7 +5,7 @@ access        what the operator lets a client name
 source        data:, http(s): and file: URLs -> bytes; `fetch` is the download
 decoder       hands the bytes to a process that can be killed (`worker`)
 image, video  bytes -> pictures, in that process; sizes from `resize`
-pixel_limits  what the checkpoint says about sizes
+pixel_limits  what the checkpoint says about sizes and frames
 unusable      why a medium is refused
 """
 

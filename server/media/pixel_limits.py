@@ -1,6 +1,6 @@
 """What the checkpoint's preprocessors ask for: pixels of an image or a video, and its frames."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,9 +24,6 @@ class FrameSampling(msgspec.Struct, frozen=True, array_like=True):
     maximum: int = MAX_FRAMES
 
 
-_TWO_PER_S = FrameSampling()
-
-
 @dataclass(frozen=True, slots=True)
 class PixelLimits:
     """Areas after resizing; of a video summed over its frames."""
@@ -35,20 +32,24 @@ class PixelLimits:
     max_image: int = 16_777_216
     min_video: int = 4_096
     max_video: int = 25_165_824
-    sampling: FrameSampling = _TWO_PER_S
+    sampling: FrameSampling = field(default_factory=FrameSampling)
 
     @classmethod
     def from_dir(cls, model_dir: Path) -> "PixelLimits":
         """Raises ValueError for files that ask for what is not done here."""
-        min_image, max_image = _read(model_dir / IMAGE_FILE, cls().min_image, cls().max_image)
-        min_video, max_video = _read(model_dir / VIDEO_FILE, cls().min_video, cls().max_video)
-        return cls(min_image, max_image, min_video, max_video, _sampling(model_dir / VIDEO_FILE))
+        default = cls()
+        path = model_dir / IMAGE_FILE
+        image = _areas(path, read_config_file(path), default.min_image, default.max_image)
+        path = model_dir / VIDEO_FILE
+        fields = read_config_file(path)
+        video = _areas(path, fields, default.min_video, default.max_video)
+        return cls(*image, *video, _sampling(path, fields))
 
 
-def _sampling(path: Path) -> FrameSampling:
-    fields = read_config_file(path)
-    default = _TWO_PER_S
-    per_s = fields.get("fps", default.per_s)
+def _sampling(path: Path, fields: dict[str, Any]) -> FrameSampling:
+    default = FrameSampling()
+    per_s = fields.get("fps")
+    per_s = default.per_s if per_s is None else per_s
     if not isinstance(per_s, int | float) or isinstance(per_s, bool) or not 0 < per_s <= 1000:
         raise ValueError(f"{path}: fps is {per_s!r}, not a number of frames per second")
     minimum = _positive(path, fields, "min_frames", default.minimum)
@@ -58,8 +59,7 @@ def _sampling(path: Path) -> FrameSampling:
     return FrameSampling(float(per_s), minimum, maximum)
 
 
-def _read(path: Path, minimum: int, maximum: int) -> tuple[int, int]:
-    fields = read_config_file(path)
+def _areas(path: Path, fields: dict[str, Any], minimum: int, maximum: int) -> tuple[int, int]:
     size = fields.get("size")
     sizes = cast(dict[str, Any], size) if isinstance(size, dict) else {}
     for where, smallest, largest in (

@@ -118,11 +118,12 @@ class Job(ResponseAnswer):
         metrics: Metrics,
         *,
         arrived: float,
+        held: AsyncExitStack,
     ) -> None:
         self.exchange = Exchange(_NO_REQUEST, _receive_nothing, _send_nowhere)
         super().__init__(draft, self.exchange, engine, metrics, arrived=arrived)
         self.draft = draft
-        self.held = AsyncExitStack()  # media, until it is over
+        self._held = held.pop_all()  # media, until it is over
         self.id: str = self._head["id"]
         self.log = _Log() if draft.draft.stream is not None else None
         self.flight: Flight | None = None
@@ -141,7 +142,7 @@ class Job(ResponseAnswer):
         self._response_draft = self.draft = replace(self.draft, draft=self._draft)
         self._usage = Usage(self._draft)
         self._requests = []
-        await self.held.aclose()
+        await self._held.aclose()
 
     def stored(self) -> StoredResponse:
         """The response as it stands."""
@@ -233,8 +234,7 @@ class BackgroundJobs:
         """Begin a response, which takes over the media in `held`. Raises QueueFull."""
         if len(self._running) >= self._max_running:
             raise QueueFull("too many responses run in the background")
-        job = Job(draft, self._engine, self._metrics, arrived=arrived)
-        job.held = held.pop_all()
+        job = Job(draft, self._engine, self._metrics, arrived=arrived, held=held)
         self._running[job.id] = job
         job.task = asyncio.create_task(self._run(job))
         return job

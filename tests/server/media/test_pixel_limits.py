@@ -33,6 +33,8 @@ def test_frames_of_a_video(tmp_path: Path):
     video = tmp_path / "video_preprocessor_config.json"
     video.write_text(json.dumps({"fps": 1, "min_frames": 2, "max_frames": 10_000}))
     assert PixelLimits.from_dir(tmp_path).sampling == FrameSampling(1.0, 2, 768)
+    video.write_text(json.dumps({"fps": None, "min_frames": None}))
+    assert PixelLimits.from_dir(tmp_path).sampling == FrameSampling()
     for fields in ({"fps": 0}, {"fps": "2"}, {"min_frames": 0}, {"min_frames": 9, "max_frames": 8}):
         video.write_text(json.dumps(fields))
         with pytest.raises(ValueError, match=video.name):
