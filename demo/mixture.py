@@ -37,7 +37,7 @@ MIXTURE: tuple[tuple[Task, float], ...] = (
     (drills.look_up, 1.6),
 )
 
-# After that: mostly choosing among several tools, which is learnt last, and a little of everything.
+# After that: mostly choosing among several tools, the weakest task, and a little of everything.
 LAST: tuple[tuple[Task, float], ...] = (
     (talk.greeting, 1.5),
     (talk.about, 3.0),
