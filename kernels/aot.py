@@ -51,6 +51,7 @@ class Variant:
     aligned: tuple[str, ...]  # arguments known to be multiples of 16
     num_warps: int
     num_stages: int
+    max_registers: int | None
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class Variant:
 
     @property
     def _parts(self) -> tuple[Any, ...]:
-        options = (self.num_warps, self.num_stages)
+        options = (self.num_warps, self.num_stages, self.max_registers)
         return (self.signature, self.constants, self.aligned, options)
 
     @property
@@ -113,6 +114,7 @@ def variant_of(launch: Launch) -> Variant:
         aligned=tuple(names[place] for (place,), found in attributes.items() if found),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
+        max_registers=launch.max_registers,
     )
 
 
@@ -142,7 +144,12 @@ def compile_variant(variant: Variant, capability: int) -> Binary:
     path = kept.get_file("binary.json")
     if path is not None:
         return Binary(**json.loads(Path(path).read_text()))
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **OPTIONS}
+    options: dict[str, Any] = {
+        "num_warps": variant.num_warps,
+        "num_stages": variant.num_stages,
+        "maxnreg": variant.max_registers,
+        **OPTIONS,
+    }
     try:
         compiled = triton.compile(
             variant.source, target=GPUTarget("cuda", capability, 32), options=options

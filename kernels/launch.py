@@ -41,6 +41,7 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None
     cost: Cost
 
     @property
@@ -48,7 +49,7 @@ class Launch:
         return self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
 
 
-OPTIONS = {"enable_fp_fusion": True}  # of every kernel: unsaid, Triton 3.9 warns and 3.10 differs
+OPTIONS = {"enable_fp_fusion": True}  # of every kernel: unsaid, newer Tritons warn, then differ
 
 _record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
 
@@ -60,19 +61,24 @@ def launch(
     cost: Callable[[], Cost],
     num_warps: int,
     num_stages: int = 2,
+    max_registers: int | None = None,
     **constants: Any,
 ) -> None:
     """Start `kernel` on `grid` with its arguments in order; `constants` are its constexprs.
 
-    Grids without programs are not started. On meta tensors the launch is only recorded.
+    `max_registers` (of a thread) is for kernels that ptxas, unasked, would rather let spill a few
+    bytes than take one register more than lets another block run. Grids without programs are not started. On meta tensors the launch is only recorded.
     """
     if not all(grid):
         return
     record = _record.get()
     if record is not None:
-        record.append(Launch(kernel, grid, args, constants, num_warps, num_stages, cost()))
+        record.append(
+            Launch(kernel, grid, args, constants, num_warps, num_stages, max_registers, cost())
+        )
         return
-    kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages, **OPTIONS)
+    options = OPTIONS | ({} if max_registers is None else {"maxnreg": max_registers})
+    kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages, **options)
 
 
 @contextmanager

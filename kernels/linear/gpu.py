@@ -114,6 +114,7 @@ def _linear(
         cost=cost,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
+        max_registers=tiles.max_registers,
         EPS=eps,
         X_ROW=x_TD.stride(0),
         RESIDUAL_ROW=0 if residual_TF is None else residual_TF.stride(0),

@@ -25,6 +25,7 @@ class Tiles:
     parts: int  # of D, each summed by a program of its own
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 def tiles_of(T: int, D: int, F: int, element_bytes: int) -> Tiles:
@@ -33,7 +34,7 @@ def tiles_of(T: int, D: int, F: int, element_bytes: int) -> Tiles:
     if T <= FEW_ROWS:
         tiles = Tiles(16, 16, 256, 1, 4, 5) if narrow else Tiles(16, 32, 128, 1, 4, 4)
     elif T <= 64:
-        tiles = Tiles(64, 64, 128, 1, 4, 3)
+        tiles = Tiles(64, 64, 128, 1, 4, 3, max_registers=255)
     elif T <= 256:
         tiles = Tiles(128, 64, 64, 1, 4, 4)
     else:

@@ -142,6 +142,7 @@ def _launch(
         cost=cost,
         num_warps=4,
         num_stages=3,
+        max_registers=168,  # of shared memory, no more than three fit a multiprocessor
         W=W,
         G=G,
         J=H // G,

@@ -54,6 +54,7 @@ def adjust(
         masks.mask_QW.stride(0) if masks else 0,
         cost=lambda: Cost(num_bytes, num_bytes, 0),
         num_warps=4,
+        max_registers=128,
         V=V,
         BLOCK_V=BLOCK_V,
         BLOCK_N=BLOCK_N,
