@@ -1,5 +1,7 @@
 # make serve    install into a virtual environment and serve; ARGS="MODEL --port 9000 ..." go along
 # make test     every check, in one go: ruff, ruff format, pyright, pytest; fails if one of them does
+# make gpu      on a machine with a GPU: the tests that need one, then one table of steps and
+#               kernels against their floors
 # make lock     write deploy/requirements-*.txt anew: what the images install, by hash
 #
 # Tests compute on one thread each: on a busy machine OpenMP's threads wait for one another.
@@ -19,7 +21,7 @@ LOCK := $(BIN)/uv pip compile --quiet --upgrade pyproject.toml --generate-hashes
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
     --index-strategy unsafe-best-match --custom-compile-command "make lock"
 
-.PHONY: serve test lock clean
+.PHONY: serve test gpu lock clean
 
 serve: $(VENV)/installed
 	@exec $(BIN)/deltaserve serve $(ARGS)
@@ -32,6 +34,10 @@ test: $(VENV)/installed-for-tests
 	check "pyright" $(BIN)/pyright --pythonpath $(BIN)/python; \
 	check "pytest" env OMP_NUM_THREADS=1 $(BIN)/python -m pytest; \
 	if [ -n "$$failed" ]; then echo "failed:$${failed%,}" >&2; exit 1; fi
+
+gpu: $(VENV)/installed-for-tests
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m tests.benchmarks.gpu_table
 
 lock: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv

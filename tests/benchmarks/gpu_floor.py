@@ -50,13 +50,27 @@ def floor_s(started: Sequence[Started], device: Device) -> float:
     )
 
 
+def cells(
+    name: str, count: int | None, taken_us: float, floor_us: float | None, whole_us: float | None
+) -> list[str]:
+    """A row of `gpu_table` without its step; what is None or cannot be said is a dash."""
+    return [
+        name,
+        "-" if count is None else str(count),
+        f"{taken_us:.1f}",
+        "-" if floor_us is None else f"{floor_us:.1f}",
+        "-" if floor_us is None or not taken_us else f"{floor_us / taken_us:.0%}",
+        "-" if whole_us is None else f"{taken_us / whole_us:.0%}",
+    ]
+
+
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need; the first to the left, numbers to the right."""
+    """Columns as wide as they need; the first two to the left, numbers to the right."""
     lines = [list(titles), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < 2 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -21,7 +21,8 @@ from tests.benchmarks.gpu_floor import (
     with_layers,
 )
 from tests.benchmarks.gpu_kernels import OTHERS, kernel_rows
-from tests.benchmarks.gpu_step import TITLES, cells
+from tests.benchmarks.gpu_step import step_rows
+from tests.benchmarks.gpu_table import TITLES
 from tests.engine.runner.fake_model import HashModel, tiny_caches
 from tests.engine.runner.test_runner import VOCAB, runner_of
 
@@ -31,7 +32,7 @@ H100 = DEVICES[0]
 def launch_of(name: str, moved_bytes: int, flops: int = 0) -> Launch:
     kernel: Any = SimpleNamespace(fn=SimpleNamespace(__name__=name))
     cost = Cost(moved_bytes, 2 * moved_bytes, flops)
-    return Launch(kernel, (1,), (), {}, num_warps=4, num_stages=2, cost=cost)
+    return Launch(kernel, (1,), (), {}, num_warps=4, num_stages=2, max_registers=None, cost=cost)
 
 
 @pytest.mark.parametrize(
@@ -63,27 +64,29 @@ def test_kernels_are_set_beside_their_own_launches() -> None:
     started += [launch_of("_norm_kernel", int(3.35e6))]
     taken = {"_linear_kernel": 8.0, "_norm_kernel": 10.0, "Memcpy HtoD": 2.0}
     assert kernel_rows(taken, started, H100) == [
-        ["norm", "1", "10.00", "1.00", "10%", "50%"],
-        ["linear", "4", "2.00", "1.00", "50%", "40%"],
+        ["norm", "1", "10.0", "1.0", "10%", "50%"],
+        ["linear", "4", "8.0", "4.0", "50%", "40%"],
         [OTHERS, "-", "2.0", "-", "-", "10%"],
     ]
     unseen = kernel_rows({}, started, None)
-    assert unseen[0] == ["linear", "4", "0.00", "-", "-", "-"]
+    assert unseen[0] == ["linear", "4", "0.0", "-", "-", "-"]
 
 
 def test_a_step_beside_its_floor() -> None:
-    assert cells("8 decoding", 8, 0.004, 0.002, 0.001) == [
-        *("8 decoding", "4.000", "2.000", "1.000", "50%", "4,000"),
+    started = [launch_of("_linear_kernel", int(3.35e9))]
+    assert step_rows(0.004, 0.002, started, H100) == [
+        ["all, graphs", "1", "2000.0", "1000.0", "50%", "-"],
+        ["all, eager", "1", "4000.0", "1000.0", "25%", "-"],
     ]
-    assert cells("x", 1, 0.004, 0.002, None)[3:5] == ["-", "-"]
+    assert step_rows(0.004, 0.002, started, None)[0][3:] == ["-", "-", "-"]
 
 
 def test_a_table_is_aligned() -> None:
-    text = table(TITLES[:3], [["a", "1.5", "10"], ["longer", "22.5", "7"]])
+    text = table(TITLES[:3], [["a", "norm", "10"], ["longer", "linear", "7"]])
     assert text.splitlines() == [
-        "step    eager ms  graph ms",
-        "a            1.5        10",
-        "longer      22.5         7",
+        "step    what    launches",
+        "a       norm          10",
+        "longer  linear         7",
     ]
 
 
@@ -101,11 +104,10 @@ def test_the_plans_are_ones_a_runner_takes() -> None:
     runner.stop()
 
 
-@pytest.mark.parametrize("script", ["gpu_step", "gpu_kernels"])
-def test_without_a_gpu_they_say_so(script: str) -> None:
+def test_without_a_gpu_it_says_so() -> None:
     code = (
         "import runpy, sys, torch; torch.cuda.is_available = lambda: False; sys.argv = ['x'];"
-        f"runpy.run_module('tests.benchmarks.{script}', run_name='__main__')"
+        "runpy.run_module('tests.benchmarks.gpu_table', run_name='__main__')"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == NO_GPU
