@@ -114,9 +114,14 @@ def _launch(
         """Of rows as long as the table is wide."""
         item = q_THE.element_size()
         rows = 3 * T * H * E * item  # queries, gates, output
-        kv = 2 * B * M * page_tokens * G * E * item
+        tokens = M * page_tokens
+        kv = 2 * B * tokens * G * E * item
         necessary = rows + kv + (B * M + B) * 4
-        workspace = 2 * 4 * B * G * num_slots * R * (E + 2)
+        split_tokens = SPLIT_TOKENS * triton.cdiv(tokens, SPLIT_TOKENS * most_splits)
+        parts = triton.cdiv(tokens, split_tokens)  # less than there is room for
+        if parts > FAN:
+            parts += triton.cdiv(parts, FAN)
+        workspace = 2 * 4 * B * G * parts * R * (E + 2)
         return Cost(
             necessary_bytes=necessary,
             moved_bytes=necessary + workspace,
