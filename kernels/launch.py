@@ -67,7 +67,8 @@ def launch(
     """Start `kernel` on `grid` with its arguments in order; `constants` are its constexprs.
 
     `max_registers` (of a thread) is for kernels that ptxas, unasked, would rather let spill a few
-    bytes than take one register more than lets another block run. Grids without programs are not started. On meta tensors the launch is only recorded.
+    bytes than take one register more than lets another block run. Grids without programs are not
+    started. On meta tensors the launch is only recorded.
     """
     if not all(grid):
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from engine.config import ModelConfig
-from engine.launches.record import Started, record_sampling, record_step
+from engine.launches.record import Started, record_sampling, record_step, record_windows
 from engine.launches.shapes import MODELS, ODD_STEPS, STEPS, Step, of_rank
 from kernels.aot import Binary, Variant, compile_all, variants_of
 from kernels.devices import TARGETS, Target
@@ -14,6 +14,7 @@ from kernels.launch import Launch
 
 RANKS = {"35B-A3B": (1, 2, 4, 8), "9B": (1,)}
 SAMPLING = "sampling"
+SPECULATION = "speculation"
 
 
 @dataclass(slots=True)
@@ -31,7 +32,10 @@ class Needed:
 def needed(
     ranks: Mapping[str, Sequence[int]], steps: Iterable[Step] = (*STEPS, *ODD_STEPS)
 ) -> list[Needed]:
-    """Each distinct variant that the models' steps start at these numbers of ranks."""
+    """Each distinct variant that the models' steps start at these numbers of ranks.
+
+    Sampling's are among them, and attention to the windows that speculation would verify.
+    """
     found: dict[str, Needed] = {}
 
     def note(user: str, started: Iterable[Started]) -> None:
@@ -45,6 +49,7 @@ def needed(
             model = _few_layers(of_rank(MODELS[name], number))
             for step in steps:
                 note(f"{name}/{number}", record_step(model, step))
+            note(SPECULATION, record_windows(model))
     note(SAMPLING, record_sampling())
     return list(found.values())
 

@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_leaves
 from engine.config import ModelConfig
 from engine.launches.shapes import MOE, NUM_REAL_TOKENS, Step
 from engine.model.qwen3_5 import Qwen3_5
+from engine.plan import PAGE_TOKENS
 from kernels import sampling
 from kernels.launch import Cost, Launch, recording
+from kernels.paged_attention import attention_window
 from kernels.sampling.bitmask import keep_only_set_bits
 
 META = torch.device("meta")
@@ -145,6 +147,29 @@ def record_sampling(num_rows: int = 8) -> list[Started]:
         offset_R1 = torch.empty(num_rows + 1, dtype=torch.int64, device=META)
         bias = sampling.Bias(offset_R1, index_R, bias_N)
         sampling.adjust(logits_RV, penalties=penalties, masks=masks, bias=bias)
+
+    return record(run)
+
+
+def record_windows(model: ModelConfig, most_tokens: int = 4) -> list[Started]:
+    """Attention of rows that decode 2 to `most_tokens` tokens at once, as speculation asks for."""
+    step = Step(num_decodes=8, context=8192)
+    kv_P2GOE = step.caches(model, torch.bfloat16).kv_LP2GOE[0]
+    E, B = model.head_dim, step.num_decodes
+    page_BM = torch.empty(B, -(-step.context // PAGE_TOKENS), dtype=torch.int32, device=META)
+    length_B = torch.empty(B, dtype=torch.int32, device=META)
+
+    def run() -> None:
+        for W in range(2, most_tokens + 1):
+            H = model.num_attention_heads
+            attention_window(
+                torch.empty(B * W, H, E, dtype=torch.bfloat16, device=META),
+                torch.empty(B * W, H, 2 * E, dtype=torch.bfloat16, device=META),
+                kv_P2GOE=kv_P2GOE,
+                page_BM=page_BM,
+                length_B=length_B,
+                scale=E**-0.5,
+            )
 
     return record(run)
 

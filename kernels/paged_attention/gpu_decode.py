@@ -147,7 +147,7 @@ def _launch(
         cost=cost,
         num_warps=4,
         num_stages=3,
-        max_registers=168,  # of shared memory, no more than three fit a multiprocessor
+        max_registers=168 if R <= 16 else 255,  # three or two fit a multiprocessor's shared memory
         W=W,
         G=G,
         J=H // G,
