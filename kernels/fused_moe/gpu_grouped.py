@@ -1,6 +1,6 @@
 # pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 # pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false, reportReturnType=false
 """The experts of many rows: rows sorted by expert, then tiles of rows that share an expert.
 
 A pair is a row in one of its slots: TOP_K routed ones, then the shared expert's. Routed pairs are

@@ -1,5 +1,5 @@
 # pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportReturnType=false
 """The norms and the rotation in Triton: one program per row, or per head of a row.
 
 Rows are dense (their stride is a constant of the model, so loads are wide), everything is fp32

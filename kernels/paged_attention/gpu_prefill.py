@@ -1,5 +1,5 @@
 # pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
-# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 """Prefill in Triton: a program takes one head's queries of one chunk of the absolute 64-token grid.
 
 It walks K and V of its sequence from the first token to the chunk's end, tiles at fixed places, so

@@ -1,4 +1,4 @@
-# pyright: basic, reportArgumentType=false, reportOperatorIssue=false
+# pyright: basic, reportArgumentType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 """Bans on (row, id) pairs, one program per row, which sees whether the row is left with nothing.
 
 A program looks through all N pairs for those of its row, remembers what stands there, writes, and

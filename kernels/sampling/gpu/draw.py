@@ -1,4 +1,4 @@
-# pyright: basic, reportArgumentType=false
+# pyright: basic, reportArgumentType=false, reportGeneralTypeIssues=false
 """One token per row, in two launches; a row with very many candidates takes a third one longer.
 
 The first launch finds each part's first 32 keys (see `top.py`), the second draws from their union.
