@@ -2,10 +2,12 @@
 
 Data comes in shards of `SHARD_SAMPLES` samples; (seed, shard) decides everything in it, so that an
 interrupted training goes on with what it would have seen. A batch holds samples of similar length,
-padded to a multiple of 64.
+padded to a multiple of 64, and batches next to one another are alike in size: no rank waits long
+for another.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from demo.choosing import NO_CHOICE, NO_DOMAIN
 from demo.mixture import stage, training_samples
 from demo.sample import Sample
 from server.demo_model import DIRECTORY
@@ -23,6 +26,7 @@ MULTIPLE = 64
 TEMPLATE_FILE = DIRECTORY / "chat_template.jinja"
 START_OF_ANSWER = "<|im_start|>assistant\n"
 END_OF_TURN = "<|im_end|>"
+_NAME = re.compile(r"<(?P<what>function|parameter)(?P<name>=[^>]+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,25 @@ class Batch:
     token_BT: np.ndarray  # int64, padded with the end-of-text token
     answer_BT: np.ndarray  # bool: the token is one that the model itself would have to say
     text_BT: np.ndarray  # bool: not padding
+    named_BT: np.ndarray  # int64: see `demo.choosing.Choices`
+    kind_BT: np.ndarray  # int64: likewise
 
     @property
     def num_tokens(self) -> int:
         return int(self.text_BT.sum())
+
+
+@dataclass(slots=True)
+class Tokens:
+    """One sample; the columns are those of `Batch`."""
+
+    token_T: np.ndarray
+    answer_T: np.ndarray
+    named_T: np.ndarray
+    kind_T: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.token_T)
 
 
 class Renderer:
@@ -77,22 +96,69 @@ class Renderer:
         )
 
 
-def encode(
-    samples: list[Sample], renderer: Renderer, tokenizer: Tokenizer
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, which of them are the model's) of each sample."""
+def encode(samples: list[Sample], renderer: Renderer, tokenizer: Tokenizer) -> list[Tokens]:
     pieces = [renderer.segments(sample) for sample in samples]
     flat = [text for sample in pieces for text, _ in sample]
     encoded = iter(tokenizer.encode_batch(flat, add_special_tokens=False))
-    result: list[tuple[np.ndarray, np.ndarray]] = []
-    for sample in pieces:
-        ids, flags = [], []
-        for _, is_answer in sample:
-            piece = next(encoded).ids
-            ids += piece
-            flags += [is_answer] * len(piece)
-        result.append((np.array(ids, dtype=np.int64), np.array(flags)))
+    result: list[Tokens] = []
+    for sample, parts in zip(samples, pieces, strict=True):
+        encodings = [next(encoded) for _ in parts]
+        tokens = _blank((sum(len(encoding) for encoding in encodings),))
+        names = _Names(sample, tokenizer)
+        start = 0
+        for (text, is_answer), encoding in zip(parts, encodings, strict=True):
+            end = start + len(encoding)
+            tokens.token_T[start:end], tokens.answer_T[start:end] = encoding.ids, is_answer
+            for match in _NAME.finditer(text):
+                first = start + encoding.char_to_token(match.start("name"))
+                last = start + encoding.char_to_token(match.end("name") - 1)
+                numbers, kinds = names.of(match["what"], match["name"][1:], last - first + 1)
+                tokens.named_T[first : last + 1] = numbers
+                tokens.kind_T[first : last + 1] = kinds
+            start = end
+        result.append(tokens)
     return result
+
+
+class _Names:
+    """The tokens of tools' and parameters' names in one sample, numbered; see `Choices`."""
+
+    def __init__(self, sample: Sample, tokenizer: Tokenizer) -> None:
+        given = {tool["function"]["name"]: NO_DOMAIN for tool in sample.tools}
+        self._kinds = given | sample.kinds
+        self._ids = {
+            name: tokenizer.encode(f"={name}", add_special_tokens=False).ids for name in self._kinds
+        }
+        self._numbers: dict[tuple[str, str, int], int] = {}
+        self._tool = ""
+
+    def of(self, what: str, name: str, length: int) -> tuple[list[int], list[int]]:
+        """(numbers, kinds) of the tokens of a name at the place that the reading has come to."""
+        if what == "function":
+            self._tool = name if name in self._kinds else ""
+        if not self._tool:
+            return [0] * length, [NO_CHOICE] * length
+        numbers = [
+            self._numbers.setdefault((self._tool, what + name, depth), len(self._numbers) + 1)
+            for depth in range(length)
+        ]
+        depth = self._depth(name) if what == "function" else 0
+        kinds = [self._kinds[self._tool]] * depth + [NO_CHOICE] * length
+        return numbers, kinds[:length]
+
+    def _depth(self, name: str) -> int:
+        """How many tokens of a name are written before it can be no other one."""
+        own, depth = self._ids[name], 1
+        for other, ids in self._ids.items():
+            if other != name:
+                same = [a == b for a, b in zip(own, ids, strict=False)]
+                depth = max(depth, same.index(False) + 1 if False in same else len(same))
+        return depth
+
+
+def _blank(shape: tuple[int, ...]) -> Tokens:
+    token, named = (np.zeros(shape, dtype=np.int64) for _ in range(2))
+    return Tokens(token, np.zeros(shape, dtype=bool), named, np.full(shape, NO_CHOICE))
 
 
 def shard_batches(
@@ -102,30 +168,38 @@ def shard_batches(
     tokenizer, renderer = Tokenizer.from_file(str(tokenizer_file)), Renderer()
     source = training_samples(seed * 1_000_003 + shard, stage(shard))
     samples = [next(source) for _ in range(SHARD_SAMPLES)]
-    encoded = [pair for pair in encode(samples, renderer, tokenizer) if len(pair[0]) <= max_tokens]
-    encoded.sort(key=lambda pair: len(pair[0]))
+    encoded = [item for item in encode(samples, renderer, tokenizer) if len(item) <= max_tokens]
+    encoded.sort(key=len)
     batches: list[Batch] = []
-    group: list[tuple[np.ndarray, np.ndarray]] = []
-    for pair in encoded:
-        width = -(-len(pair[0]) // MULTIPLE) * MULTIPLE
-        if group and width * (len(group) + 1) > batch_tokens:
+    group: list[Tokens] = []
+    for item in encoded:
+        # The one that makes it full may go over by half of itself: long ones would leave much bare.
+        if group and _width(item) * (len(group) + 0.5) > batch_tokens:
             batches.append(_padded(group, tokenizer))
             group = []
-        group.append(pair)
+        group.append(item)
     batches.append(_padded(group, tokenizer))
-    random.Random(f"{seed} {shard}").shuffle(batches)
-    return batches
+    if len(batches) % 2:
+        batches.pop(0)  # of the shortest
+    pairs = [batches[i : i + 2] for i in range(0, len(batches), 2)]
+    random.Random(f"{seed} {shard}").shuffle(pairs)
+    return [batch for pair in pairs for batch in pair]
 
 
-def _padded(group: list[tuple[np.ndarray, np.ndarray]], tokenizer: Tokenizer) -> Batch:
-    width = -(-max(len(ids) for ids, _ in group) // MULTIPLE) * MULTIPLE
-    shape = (len(group), width)
-    token_BT = np.full(shape, tokenizer.token_to_id("<|endoftext|>"), dtype=np.int64)
-    answer_BT, text_BT = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    for row, (ids, flags) in enumerate(group):
-        token_BT[row, : len(ids)], answer_BT[row, : len(ids)] = ids, flags
-        text_BT[row, : len(ids)] = True
-    return Batch(token_BT, answer_BT, text_BT)
+def _width(item: Tokens) -> int:
+    return -(-len(item) // MULTIPLE) * MULTIPLE
+
+
+def _padded(group: list[Tokens], tokenizer: Tokenizer) -> Batch:
+    shape = (len(group), max(map(_width, group)))
+    blank = _blank(shape)
+    blank.token_T[:] = tokenizer.token_to_id("<|endoftext|>")
+    text_BT = np.zeros(shape, dtype=bool)
+    for row, item in enumerate(group):
+        for column in ("token_T", "answer_T", "named_T", "kind_T"):
+            getattr(blank, column)[row, : len(item)] = getattr(item, column)
+        text_BT[row, : len(item)] = True
+    return Batch(blank.token_T, blank.answer_T, text_BT, blank.named_T, blank.kind_T)
 
 
 def training_texts(seed: int, count: int) -> Iterator[str]:

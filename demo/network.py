@@ -94,11 +94,16 @@ class Layer(nn.Module):
         return x_BTD + y_BTD, imbalance
 
 
+def rotary_dims(text: dict[str, Any]) -> int:
+    return int(text["head_dim"] * text["rope_parameters"]["partial_rotary_factor"])
+
+
 def rotations(text: dict[str, Any], num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos_TR and sin_TR of the partial rotary embedding; text needs no mRoPE sections."""
-    rope = text["rope_parameters"]
-    width = int(text["head_dim"] * rope["partial_rotary_factor"])
-    frequency = rope["rope_theta"] ** -(torch.arange(0, width, 2).double() / width)
+    width = rotary_dims(text)
+    frequency = text["rope_parameters"]["rope_theta"] ** -(
+        torch.arange(0, width, 2).double() / width
+    )
     angle_TR = (torch.arange(num_tokens).double()[:, None] * frequency).repeat(1, 2)
     return angle_TR.cos().float(), angle_TR.sin().float()
 
@@ -125,12 +130,14 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: torch.Tensor, cos_sin: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
+        """Leaves query_BHTE and key_BGTE, in fp32, in `queries_and_keys`."""
         qg_BTHE = self.q_proj(x_BTD).unflatten(-1, (self.heads, 2 * self.head_dim))
         q_BTHE, gate_BTHE = qg_BTHE.chunk(2, dim=-1)
         k_BTGE = self.k_proj(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim))
         v_BTGE = self.v_proj(x_BTD).unflatten(-1, (self.kv_heads, self.head_dim))
         q_BHTE = _rotated(self.q_norm(q_BTHE).transpose(1, 2), cos_sin)
         k_BGTE = _rotated(self.k_norm(k_BTGE).transpose(1, 2), cos_sin)
+        self.queries_and_keys = (q_BHTE, k_BGTE)
         group = self.heads // self.kv_heads
         k_BHTE, v_BHTE = (
             x.to(self.dtype).repeat_interleave(group, dim=1)

@@ -22,6 +22,9 @@ class Sample:
     messages: list[Message]
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     thinking: bool = False
+    kinds: dict[str, int] = field(
+        default_factory=dict[str, int]
+    )  # by tool: the number of its domain
 
     @property
     def is_held_out(self) -> bool:

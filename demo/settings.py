@@ -17,14 +17,15 @@ class Schedule:
     first_shard: int = 0
     batch_tokens: int = 2048  # of each rank, with padding
     max_tokens: int = 2560  # of a sample
-    num_steps: int = 5600
+    num_steps: int = 5700
     warm_up: float = 0.01  # shares of all steps
     cool_down: float = 0.6
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     prompt_weight: float = 0.1  # of a token that is not the model's to say
     balance_weight: float = 0.01
-    mtp_share: float = 0.08  # the last steps, in which only the MTP layer learns
+    choosing_weight: float = 0.5
+    mtp_share: float = 0.06  # the last steps, in which only the MTP layer learns
 
 
 LAST_SCHEDULE = Schedule(
@@ -34,7 +35,6 @@ LAST_SCHEDULE = Schedule(
     cool_down=0.9,
     muon_lr=0.01,
     adam_lr=1e-3,
-    mtp_share=0.07,
 )
 
 

@@ -12,8 +12,8 @@ import multiprocessing
 import os
 import shutil
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from tqdm import tqdm
 
+from demo.choosing import Choices, choosing_loss
 from demo.dataset import Batch, shard_batches, training_texts
 from demo.export import export
-from demo.network import Network, prime
+from demo.network import Network, prime, rotary_dims
 from demo.optimizer import Muon, split_parameters
 from demo.settings import LAST_SCHEDULE, Schedule, model_config
 from demo.tokenizer import train_tokenizer
@@ -92,32 +93,28 @@ class Shards:
 
     def __init__(self, out: Path, schedule: Schedule, rank: int, shard: int, skip: int) -> None:
         self._out, self._schedule, self._rank = out, schedule, rank
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self._pool = multiprocessing.get_context("spawn").Pool(1)
         self.shard, self.taken = shard, skip
-        self._batches = self._ask(shard).result()
+        self._batches = self._ask(shard).get()
         self._next = self._ask(shard + 1)
 
     def take(self) -> Batch:
         if (self.taken + 1) * NUM_RANKS > len(self._batches):
             self.shard, self.taken = self.shard + 1, 0
-            self._batches, self._next = self._next.result(), self._ask(self.shard + 1)
+            self._batches, self._next = self._next.get(), self._ask(self.shard + 1)
         self.taken += 1
         return self._batches[(self.taken - 1) * NUM_RANKS + self._rank]
 
     def close(self) -> None:
-        """Wait for what is being made ready: a pool left to the end may hang there."""
-        self._pool.shutdown(cancel_futures=True)
+        """What is being made ready is not needed any more."""
+        self._pool.terminate()
+        self._pool.join()
 
-    def _ask(self, shard: int) -> Future[list[Batch]]:
+    def _ask(self, shard: int) -> AsyncResult[list[Batch]]:
         schedule = self._schedule
-        return self._pool.submit(
-            shard_batches,
-            self._out / "tokenizer.json",
-            schedule.seed,
-            shard,
-            schedule.batch_tokens,
-            schedule.max_tokens,
-        )
+        made_from = (self._out / "tokenizer.json", schedule.seed, shard)
+        sizes = (schedule.batch_tokens, schedule.max_tokens)
+        return self._pool.apply_async(shard_batches, (*made_from, *sizes))
 
 
 def _train(rank: int, rendezvous: Path, out: Path, schedule: Schedule, after: Path | None) -> None:
@@ -164,7 +161,8 @@ def _train(rank: int, rendezvous: Path, out: Path, schedule: Schedule, after: Pa
     parent = os.getppid()
     while step < schedule.num_steps:
         if os.getppid() != parent:
-            raise SystemExit("the process that started this one is gone")
+            shards.close()
+            os._exit(1)  # the process that started this one is gone, and nothing waits for a rank
         only_mtp = step >= trunk_steps
         batch = shards.take()
         losses = _backward(network, batch, schedule, only_mtp)
@@ -210,6 +208,7 @@ def _backward(
     chosen_BT &= torch.from_numpy(batch.text_BT)[:, shift:]
     with torch.set_grad_enabled(not only_mtp):
         hidden_BTD, imbalance = network(token_BT)
+    lesson, learnt = _choosing(network, batch)
     if only_mtp:
         # Every position but the last knows the token after it; the pad token stands for the rest.
         next_BT = torch.cat((token_BT[:, 1:], token_BT[:, -1:]), dim=1)
@@ -222,13 +221,21 @@ def _backward(
     is_answer_S = answer_BT[chosen_BT]
     weight_S = torch.where(is_answer_S, 1.0, schedule.prompt_weight)
     loss = (loss_S * weight_S).sum() / weight_S.sum()
-    (loss + schedule.balance_weight * imbalance).backward()
+    (loss + schedule.balance_weight * imbalance + schedule.choosing_weight * lesson).backward()
     answers = loss_S[is_answer_S]
     return {
         "mtp_loss" if only_mtp else "loss": round(answers.mean().item(), 4),
         "prompt_loss": round(loss_S[~is_answer_S].mean().item(), 4),
         "imbalance": round(imbalance.item(), 3),
+        **{name: round(share, 3) for name, share in learnt.items()},
     }
+
+
+def _choosing(network: Network, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    attention = [layer.self_attn for layer in network.layers if layer.is_attention][-1]
+    columns = (batch.named_BT, batch.kind_BT, batch.answer_BT)
+    choices = Choices(*(torch.from_numpy(column) for column in columns))
+    return choosing_loss(attention, rotary_dims(network.text), choices)
 
 
 def _average(parameters: list[torch.nn.Parameter]) -> None:

@@ -30,6 +30,7 @@ class Tool:
 
     def __init__(self, rng: random.Random, domain: Domain, *, held_out: bool) -> None:
         self.domain = domain
+        self.kind = DOMAINS.index(domain)
         self.name = _name(rng, domain, held_out=held_out)
         taken = {self.name}
         optional = [part for part in domain.optional if rng.random() < 0.6]
@@ -63,10 +64,8 @@ class Tool:
 
 
 def _name(rng: random.Random, part: Domain | Parameter, *, held_out: bool) -> str:
-    if held_out and _KEPT_NAMES[part] and rng.random() < 0.7:
-        return rng.choice(_KEPT_NAMES[part])
     if held_out:
-        return _invented_name(rng) if rng.random() < 0.5 else rng.choice(_TRAINED_NAMES[part])
+        return _unseen_name(rng, part)
     # Whoever practises must read a name, and not guess it by what it is for.
     roll = rng.random()
     if roll < 0.2:
@@ -74,6 +73,16 @@ def _name(rng: random.Random, part: Domain | Parameter, *, held_out: bool) -> st
     if roll < 0.5:
         return _plain_name(rng)
     return rng.choice(_ALL_TRAINED_NAMES if roll < 0.65 else _TRAINED_NAMES[part])
+
+
+def _unseen_name(rng: random.Random, part: Domain | Parameter) -> str:
+    """One that is kept for the evaluation, or one of two or three words put together."""
+    if _KEPT_NAMES[part] and rng.random() < 0.7:
+        return rng.choice(_KEPT_NAMES[part])
+    while True:
+        name = rng.choice((_plain_name, _invented_name))(rng)
+        if name not in _ALL_TRAINED_NAMES and ("_" in name or not name.islower()):
+            return name
 
 
 def _plain_name(rng: random.Random) -> str:
@@ -130,9 +139,8 @@ def _explicit(rng: random.Random, name: str, arguments: dict[str, Any]) -> str:
     return rng.choice((f"Call {name} with {pairs}.", f"Use {name} with {pairs}.", f"Run {name}: {pairs}."))  # fmt: skip
 
 
-def _reasoning(purpose: str, name: str, arguments: dict[str, Any]) -> str:
-    pairs = words.enumeration([f"{key} = {_spoken(value)}" for key, value in arguments.items()])
-    return f"{purpose}: {name} with {pairs}."
+def _reasoning(purpose: str, arguments: dict[str, Any]) -> str:
+    return f"{purpose}: {words.enumeration([_spoken(value) for value in arguments.values()])}."
 
 
 def _call(name: str, arguments: dict[str, Any]) -> Message:
@@ -147,6 +155,18 @@ def _opening(rng: random.Random) -> list[Message]:
     if rng.random() < 0.12:
         messages += [user("Hello!"), assistant("Hello! How can I help you?")]
     return messages
+
+
+def _sample(
+    task: str,
+    key: str,
+    messages: list[Message],
+    rng: random.Random,
+    tools: list[Tool],
+    thinking: bool,
+) -> Sample:
+    kinds = {made.name: made.kind for made in tools}
+    return Sample(task, key, messages, [made.json(rng) for made in tools], thinking, kinds)
 
 
 def call(rng: random.Random) -> Sample:
@@ -167,39 +187,21 @@ def choices(rng: random.Random) -> Sample:
         messages += exchange
     thinking = rng.random() < 0.5
     exchange, key = _exchange(rng, rng.choice(tools), thinking=thinking, with_result=False)
-    return Sample("choices", key, messages + exchange, [made.json(rng) for made in tools], thinking)
+    return _sample("choices", key, messages + exchange, rng, tools, thinking)
 
 
 def choose(rng: random.Random) -> Sample:
-    """Only the lines of what tools are for, and many requests, each answered by a name."""
+    """Only what tools are for and their calls without values; many requests, each answered so."""
     tools = _tools(rng, rng.choice((2, 3, 4, 5, 6, 7)), held_out=False)
-    lines = [f"- {made.description}: {made.name}({', '.join(part[1] for part in made.parts)})" for made in tools]  # fmt: skip
-    messages = [system("\n".join(lines))]
-    pairs = [
-        (_request(rng, made)[0], made.name) for made in rng.choices(tools, k=rng.randint(4, 9))
-    ]
-    if rng.random() < 0.5:
-        for text, name in pairs:
-            messages += [user(text), assistant(name)]
-    else:
-        asked = [f"{number}. {text}" for number, (text, _) in enumerate(pairs, 1)]
-        answers = [f"{number}. {name}" for number, (_, name) in enumerate(pairs, 1)]
-        messages += [user("\n".join(asked)), assistant("\n".join(answers))]
-    return Sample("choose", f"{rng.random()}", messages)
-
-
-def which_tools(rng: random.Random) -> Sample:
-    """Which tool serves each of several requests, and with which parameters."""
-    tools = _tools(rng, rng.choice((2, 3, 3, 4, 4, 5)), held_out=False)
-    requests, answers = [], []
-    for number in range(1, rng.randint(4, 8)):
-        chosen = rng.choice(tools)
-        text, arguments, _ = _request(rng, chosen)
-        requests.append(f"{number}. {text}")
-        answers.append(f"{number}. {chosen.name}({', '.join(arguments)})")
-    ask = rng.choice(("Which tool serves each request?", "Name the tool for each of these.", "Which tools fit?"))  # fmt: skip
-    messages = [user("\n".join((ask, *requests))), assistant("\n".join(answers))]
-    return Sample("which tools", f"{rng.random()}", messages, [made.json(rng) for made in tools])
+    heads = {
+        made.name: "".join((f"<function={made.name}>", *(f"\n<parameter={part[1]}>" for part in made.parts)))
+        for made in tools
+    }  # fmt: skip
+    messages = [system("\n".join(f"- {made.description}\n{heads[made.name]}" for made in tools))]
+    for made in rng.choices(tools, k=rng.randint(4, 10)):
+        messages += [user(_request(rng, made)[0]), assistant(f"<function={made.name}>")]
+    kinds = {made.name: made.kind for made in tools}
+    return Sample("choose", f"{rng.random()}", messages, kinds=kinds)
 
 
 def one_call(
@@ -222,7 +224,7 @@ def one_call(
     if with_result is None:
         with_result = rng.random() < 0.5
     exchange, key = _exchange(rng, rng.choice(tools), thinking=thinking, with_result=with_result)
-    return Sample("call", key, messages + exchange, [made.json(rng) for made in tools], thinking)
+    return _sample("call", key, messages + exchange, rng, tools, thinking)
 
 
 def _exchange(
@@ -230,7 +232,7 @@ def _exchange(
 ) -> tuple[list[Message], str]:
     """A request and what follows from it; and what makes it different from others."""
     text, arguments, values = _request(rng, chosen)
-    reasoning = _reasoning(chosen.description, chosen.name, arguments) if thinking else ""
+    reasoning = _reasoning(chosen.description, arguments) if thinking else ""
     called = assistant("", reasoning=reasoning, calls=[_call(chosen.name, arguments)])
     messages = [user(text), called]
     if with_result:
@@ -272,9 +274,7 @@ def several_calls(rng: random.Random) -> Sample:
     else:
         return call(rng)
     thinking = rng.random() < 0.5
-    said = " ".join(
-        _reasoning(made.description, made.name, arguments) for made, arguments, _ in pairs
-    )
+    said = " ".join(_reasoning(made.description, arguments) for made, arguments, _ in pairs)
     messages: list[Message] = [
         *_opening(rng),
         user(text),
@@ -290,7 +290,7 @@ def several_calls(rng: random.Random) -> Sample:
         reasoning = "The tools answered. I tell the user." if thinking else ""
         messages.append(assistant(" ".join(answer for _, answer in results), reasoning=reasoning))
     key = " ".join(f"{made.name} {list(arguments)}" for made, arguments, _ in pairs)
-    return Sample("calls", key, messages, [made.json(rng) for made in tools], thinking)
+    return _sample("calls", key, messages, rng, tools, thinking)
 
 
 def no_tool(rng: random.Random) -> Sample:
@@ -361,8 +361,8 @@ def anything(rng: random.Random) -> Sample:
             },
         },
     }
-    others = [made.json(rng) for made in _tools(rng, rng.choice((0, 0, 1, 1, 2)), held_out=False)]
-    tools = [*others, described]
+    others = _tools(rng, rng.choice((0, 0, 1, 1, 2)), held_out=False)
+    tools = [*(made.json(rng) for made in others), described]
     rng.shuffle(tools)
     thinking = rng.random() < 0.5
     spoken = {key: json.dumps(v) if isinstance(v, bool) else v for key, v in arguments.items()}
@@ -370,10 +370,9 @@ def anything(rng: random.Random) -> Sample:
         user(_explicit(rng, name, spoken)),
         assistant(
             "",
-            reasoning=_reasoning(described["function"]["description"], name, spoken)
-            if thinking
-            else "",
+            reasoning=_reasoning(described["function"]["description"], spoken) if thinking else "",
             calls=[_call(name, arguments)],
         ),
     ]
-    return Sample("anything", f"{name} {list(arguments)}", messages, tools, thinking)
+    kinds = {made.name: made.kind for made in others}
+    return Sample("anything", f"{name} {list(arguments)}", messages, tools, thinking, kinds)

@@ -1,9 +1,13 @@
 """A training that was ended goes on where it was, and leaves a checkpoint that loads."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,6 +53,42 @@ def test_goes_on_where_it_was_and_ends_with_a_checkpoint(tmp_path: Path):
     assert (tmp_path / "further/tokenizer.json").read_bytes() == (
         tmp_path / "tokenizer.json"
     ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_training_leaves_no_process_behind(tmp_path: Path):
+    command = [sys.executable, "-m", "demo.train", "--out", str(tmp_path), "--steps", "500"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("w") as said:
+        main = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=said, stderr=said, start_new_session=True
+        )
+    try:
+        wait_until(lambda: (tmp_path / "log.jsonl").exists() and members(main.pid) >= 5, 120)
+        main.kill()
+        main.wait()
+        wait_until(lambda: members(main.pid) == 0, 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(main.pid, signal.SIGKILL)
+
+
+def members(session: int) -> int:
+    """How many processes there are of a session."""
+    found = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, theirs = stat.read_text().rpartition(")")[2].split()[:4]
+            found += int(theirs) == session and state != "Z"
+    return found
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 def test_the_curve_of_trainings_that_went_on_from_one_another(tmp_path: Path):

@@ -149,7 +149,7 @@ def test_tools_open_the_system_turn():
     assert head == (
         "<|im_start|>system\n# Tools\n\nYou have access to the following functions:\n\n"
         f"<tools>\n{line}\n{line}\n</tools>"
-        '\n\n- für <"x">: weather()\n- für <"x">: weather()'
+        '\n\n- für <"x">\n<function=weather>\n- für <"x">\n<function=weather>'
     )
     example = "</function>\n</tool_call>"
     assert tail.endswith(example + "\n\nbe kind<|im_end|>\n" + HI + THINK)
@@ -157,7 +157,7 @@ def test_tools_open_the_system_turn():
     assert render(user(), tools=[]) == HI + THINK
 
 
-def test_each_tool_has_a_line_of_what_it_is_for():
+def test_each_tool_is_listed_by_what_it_is_for_as_it_is_called():
     parameters = {"type": "object", "properties": {"city": {"type": "string"}, "unit": {}}}
     functions: list[Message] = [
         {"name": "a", "description": "Finds. And more.\nMuch more.", "parameters": parameters},
@@ -165,8 +165,12 @@ def test_each_tool_has_a_line_of_what_it_is_for():
         {"name": "c", "parameters": {"properties": {}}},
     ]
     tools = [{"type": "function", "function": function} for function in functions]
-    lines = f"</tools>\n\n- Finds: a(city, unit)\n- {'x' * 100}: b()\n- c()\n\nCall functions"
-    assert lines in render(user(), tools=tools)
+    lines = (
+        "- Finds\n<function=a>\n<parameter=city>\n<parameter=unit>",
+        f"- {'x' * 100}\n<function=b>",
+        "-\n<function=c>",
+    )
+    assert "\n".join(("</tools>\n", *lines, "\nCall functions")) in render(user(), tools=tools)
 
 
 @pytest.mark.parametrize(
