@@ -177,9 +177,9 @@ def exams(count: Callable[[str], int]) -> list[Exam]:
     ]  # fmt: skip
 
 
-def questions(exam: Exam, num_questions: int) -> list[Sample]:
+def questions(exam: Exam, num_questions: int, seed: int = SEED) -> list[Sample]:
     """The same ones every time."""
-    rng = random.Random(f"{SEED} {exam.name}")
+    rng = random.Random(f"{seed} {exam.name}")
     chosen: list[Sample] = []
     while len(chosen) < num_questions:
         sample = exam.make(rng)
@@ -237,9 +237,11 @@ async def ask(client: httpx.AsyncClient, model: str, sample: Sample) -> Message:
     return response.json()["choices"][0]["message"]
 
 
-async def _score(client: httpx.AsyncClient, model: str, exam: Exam, num: int, show: int) -> float:
+async def _score(
+    client: httpx.AsyncClient, model: str, exam: Exam, asked: list[Sample], show: int
+) -> float:
     gate = asyncio.Semaphore(MAX_AT_ONCE)
-    bar = tqdm(total=num, desc=exam.name[:44], leave=False)
+    bar = tqdm(total=len(asked), desc=exam.name[:44], leave=False)
     shown = 0
 
     async def one(sample: Sample) -> bool:
@@ -254,12 +256,12 @@ async def _score(client: httpx.AsyncClient, model: str, exam: Exam, num: int, sh
             tqdm.write(f"  wanted {_wanted(sample)}\n  got    {answer}")
         return right
 
-    right = await asyncio.gather(*(one(sample) for sample in questions(exam, num)))
+    right = await asyncio.gather(*map(one, asked))
     bar.close()
-    return sum(right) / num
+    return sum(right) / len(asked)
 
 
-async def evaluate(url: str, num_questions: int, show: int) -> bool:
+async def evaluate(url: str, num_questions: int, seed: int, show: int) -> bool:
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
 
@@ -271,7 +273,8 @@ async def evaluate(url: str, num_questions: int, show: int) -> bool:
         reached = True
         began = time.monotonic()
         for exam in exams(lambda text: round(len(text) * per_char)):
-            score = await _score(client, model, exam, num_questions, show)
+            asked = questions(exam, num_questions, seed)
+            score = await _score(client, model, exam, asked, show)
             goal = "" if exam.goal is None else f"{exam.goal:.0%}"
             reached &= exam.goal is None or score >= exam.goal
             tqdm.write(f"| {exam.name} | {goal} | {score:.1%} |")
@@ -309,13 +312,15 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="a checkpoint; by default the bundled one")
     parser.add_argument("--url", help="ask this server instead of starting one")
     parser.add_argument("--questions", type=int, default=NUM_QUESTIONS)
+    parser.add_argument("--seed", type=int, default=SEED, help="others ask other questions")
     parser.add_argument("--show", type=int, default=0, help="wrong answers to print per task")
     arguments = parser.parse_args()
+    asked = (arguments.questions, arguments.seed, arguments.show)
     if arguments.url:
-        reached = asyncio.run(evaluate(arguments.url, arguments.questions, arguments.show))
+        reached = asyncio.run(evaluate(arguments.url, *asked))
     else:
         with serving(arguments.model) as url:
-            reached = asyncio.run(evaluate(url, arguments.questions, arguments.show))
+            reached = asyncio.run(evaluate(url, *asked))
     sys.exit(0 if reached else 1)
 
 

@@ -64,6 +64,7 @@ def test_a_wrong_value_a_wrong_type_and_a_second_call_are_wrong():
 def test_questions_are_the_same_every_time_and_never_trained_on(exam: Exam):
     asked = questions(exam, 15)
     assert asked == questions(exam, 15)
+    assert asked != questions(exam, 15, seed=1)
     if exam.held_out_by_key:
         assert all(sample.is_held_out for sample in asked)
 

@@ -83,9 +83,21 @@ def test_thinking_is_split_from_the_answer(client: openai.OpenAI):
     assert message.content == "47 + 36 = 83."
 
 
-def test_sums_are_worked_out_in_sight_without_thinking(client: openai.OpenAI):
-    for question, result in (("9 + 8", "17"), ("62 - 27", "35"), ("47 + 36", "83")):
-        assert say(client, f"What is {question}?").content.endswith(f"{question} = {result}.")
+OFF = pytest.mark.xfail(strict=True, reason="without thinking this model is off by a little here")
+
+
+@pytest.mark.parametrize(
+    ("question", "result"),
+    [
+        ("9 + 8", "17"),
+        ("62 - 27", "35"),
+        ("47 + 36", "83"),
+        pytest.param("8 + 5", "13", marks=OFF),
+        pytest.param("23 * 14", "322", marks=OFF),
+    ],
+)
+def test_sums_are_right_without_thinking(client: openai.OpenAI, question: str, result: str):
+    assert say(client, f"What is {question}?").content.endswith(f"{question} = {result}.")
 
 
 def test_no_thinking_is_no_thinking(client: openai.OpenAI):
