@@ -208,12 +208,14 @@ def _backward(
     chosen_BT &= torch.from_numpy(batch.text_BT)[:, shift:]
     with torch.set_grad_enabled(not only_mtp):
         hidden_BTD, imbalance = network(token_BT)
-    lesson, learnt = _choosing(network, batch)
     if only_mtp:
         # Every position but the last knows the token after it; the pad token stands for the rest.
         next_BT = torch.cat((token_BT[:, 1:], token_BT[:, -1:]), dim=1)
         embedding_BTD = network.embed_tokens(next_BT).detach()
         hidden_BTD, imbalance = network.mtp(embedding_BTD, hidden_BTD)
+        lesson, learnt = 0.0, {}
+    else:
+        lesson, learnt = _choosing(network, batch)
     hidden_SD = hidden_BTD[:, :-shift][chosen_BT]
     padded_SD = functional.pad(hidden_SD, (0, 0, 0, -len(hidden_SD) % SCORED_MULTIPLE))
     logits_SV = network.logits(padded_SD)[: len(hidden_SD)]

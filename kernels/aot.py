@@ -33,7 +33,7 @@ from triton.compiler import ASTSource
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from kernels.launch import OPTIONS, Argument, Launch
+from kernels.launch import OPTIONS, Argument, Launch, options_of
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _MAKER_VERSION = 1  # of `Binary`: grows when its fields come to mean something else
@@ -144,12 +144,7 @@ def compile_variant(variant: Variant, capability: int) -> Binary:
     path = kept.get_file("binary.json")
     if path is not None:
         return Binary(**json.loads(Path(path).read_text()))
-    options: dict[str, Any] = {
-        "num_warps": variant.num_warps,
-        "num_stages": variant.num_stages,
-        "maxnreg": variant.max_registers,
-        **OPTIONS,
-    }
+    options = options_of(variant.num_warps, variant.num_stages, variant.max_registers)
     try:
         compiled = triton.compile(
             variant.source, target=GPUTarget("cuda", capability, 32), options=options

@@ -51,6 +51,13 @@ class Launch:
 
 OPTIONS = {"enable_fp_fusion": True}  # of every kernel: unsaid, newer Tritons warn, then differ
 
+
+def options_of(num_warps: int, num_stages: int, max_registers: int | None) -> dict[str, Any]:
+    """What Triton is told of a kernel besides its arguments, here and ahead of time."""
+    options = {"num_warps": num_warps, "num_stages": num_stages, **OPTIONS}
+    return options if max_registers is None else options | {"maxnreg": max_registers}
+
+
 _record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
 
 
@@ -78,8 +85,7 @@ def launch(
             Launch(kernel, grid, args, constants, num_warps, num_stages, max_registers, cost())
         )
         return
-    options = OPTIONS | ({} if max_registers is None else {"maxnreg": max_registers})
-    kernel[grid](*args, **constants, num_warps=num_warps, num_stages=num_stages, **options)
+    kernel[grid](*args, **constants, **options_of(num_warps, num_stages, max_registers))
 
 
 @contextmanager

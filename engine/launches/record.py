@@ -155,13 +155,12 @@ def record_windows(model: ModelConfig, most_tokens: int = 4) -> list[Started]:
     """Attention of rows that decode 2 to `most_tokens` tokens at once, as speculation asks for."""
     step = Step(num_decodes=8, context=8192)
     kv_P2GOE = step.caches(model, torch.bfloat16).kv_LP2GOE[0]
-    E, B = model.head_dim, step.num_decodes
+    H, E, B = model.num_attention_heads, model.head_dim, step.num_decodes
     page_BM = torch.empty(B, -(-step.context // PAGE_TOKENS), dtype=torch.int32, device=META)
     length_B = torch.empty(B, dtype=torch.int32, device=META)
 
     def run() -> None:
         for W in range(2, most_tokens + 1):
-            H = model.num_attention_heads
             attention_window(
                 torch.empty(B * W, H, E, dtype=torch.bfloat16, device=META),
                 torch.empty(B * W, H, 2 * E, dtype=torch.bfloat16, device=META),

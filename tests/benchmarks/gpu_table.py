@@ -37,9 +37,10 @@ def main() -> None:
     rows: list[list[str]] = []
     for batch in options.batches:
         step = Step(num_decodes=batch, context=options.context)
+        started = model.started(step)
         eager, graphs = (step_s(model, step, captures=captures) for captures in (False, True))
-        of_step = step_rows(eager, graphs, model.started(step), device)
-        of_step += kernel_rows(profiled(model, step), model.started(step), device)
+        of_step = step_rows(eager, graphs, started, device)
+        of_step += kernel_rows(profiled(model, step), started, device)
         rows += [[str(step), *row] for row in of_step]
     for length in options.prefill:
         step = Step(context=length, slices=(length,))
