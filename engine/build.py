@@ -93,8 +93,9 @@ def build(config: EngineConfig) -> Built:
             max_step_tokens=memory.max_step_tokens,
             num_pages=memory.num_pages,
             num_slots=memory.num_slots,
+            num_saved_slots=memory.num_saved_slots,
             cache_bytes=(memory.num_pages + 1) * memory.page_bytes
-            + (memory.num_slots + 1) * memory.slot_bytes,
+            + (memory.num_slots + memory.num_saved_slots + 1) * memory.slot_bytes,
             serves_media=loaded.tower is not None,
             warnings=memory.warnings,
         ),

@@ -26,6 +26,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     max_step_tokens: int
     num_pages: int
     num_slots: int
+    num_saved_slots: int = 0  # for states of the prefix cache; 0: it is off
     cache_bytes: int
     serves_media: bool = False  # the vision tower is loaded
     warnings: tuple[str, ...] = ()
@@ -44,6 +45,11 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     num_pages: int = 0
     num_slots_used: int = 0
     num_slots: int = 0
+    num_pages_cached: int = 0  # in the prefix cache, held by running sequences or not
+    num_states_saved: int = 0
+    num_saved_slots: int = 0  # slots for saved states
+    num_state_evictions: int = 0
+    prefix_lookups: dict[str, int] = {}  # prompts, by what was found of them: `memory.Lookup`
     num_preemptions: int = 0
     num_steps: int = 0
     step_progress: int = 0  # grows within a step that takes long and is well

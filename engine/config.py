@@ -230,6 +230,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None  # CPU threads of the model; None: torch's choice
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU if there is one
     enforce_eager: bool = False  # no graphs on a GPU
+    prefix_cache: bool = True  # keep what was computed of prompts for those that begin alike
     language_model_only: bool = False  # leave the vision tower out, and with it all pictures
 
 
@@ -238,6 +239,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     num_pages: int  # usable pages of PAGE_TOKENS tokens
     num_slots: int  # usable recurrent-state slots = sequences that can run at once
+    num_saved_slots: int = 0  # slots beside these, for states of the prefix cache
     page_bytes: int
     slot_bytes: int
     max_model_len: int
@@ -248,3 +250,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_kv_tokens(self) -> int:
         return self.num_pages * PAGE_TOKENS
+
+    @property
+    def pages_per_state(self) -> int:
+        """Pages that take the memory of one state, rounded."""
+        return round(self.slot_bytes / self.page_bytes)

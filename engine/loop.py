@@ -16,7 +16,7 @@ import msgspec
 from engine.client import EngineStats
 from engine.errors import CallerError, EngineError, GrammarStuck, QueueTimeout, RequestFailed
 from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
-from engine.memory import PagePool, SlotPool
+from engine.memory import PagePool, PrefixCache, SlotPool
 from engine.plan import StepPlan, StepResult
 from engine.request import TokenDelta
 from engine.scheduler import Scheduler
@@ -55,6 +55,7 @@ class EngineLoop:
         self,
         pages: PagePool,
         slots: SlotPool,
+        cache: PrefixCache,
         runner: Launcher,
         mailbox: Mailbox,
         *,
@@ -66,8 +67,9 @@ class EngineLoop:
         """`progress` grows while a step that takes long is well."""
         self._pages = pages
         self._slots = slots
+        self._cache = cache
         self._scheduler = Scheduler(
-            pages, slots, max_step_tokens=max_step_tokens, max_waiting=max_waiting
+            pages, slots, cache, max_step_tokens=max_step_tokens, max_waiting=max_waiting
         )
         self._runner = runner
         self._mailbox = mailbox
@@ -200,10 +202,15 @@ class EngineLoop:
         stats = EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
-            num_pages_used=self._pages.num_used,
+            num_pages_used=self._scheduler.num_pages_used,
             num_pages=self._pages.num_pages,
             num_slots_used=self._slots.num_used,
             num_slots=self._slots.num_slots,
+            num_pages_cached=self._cache.num_pages,
+            num_states_saved=self._cache.num_states,
+            num_saved_slots=self._cache.num_slots,
+            num_state_evictions=self._cache.num_evictions,
+            prefix_lookups={str(found): count for found, count in self._cache.lookups.items()},
             num_preemptions=self._scheduler.num_preemptions,
             num_steps=self._num_steps,
             step_progress=self._progress(),

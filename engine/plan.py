@@ -1,7 +1,8 @@
 """The step: what the scheduler tells the runner to compute, and what the runner answers.
 
 A plan is a ragged batch of slices. Prefill chunks and decodes mix freely. Order of events in one
-step: `admits` fill the runner's per-slot rows, then the slices run, then every slice with `samples`
+step: `admits` fill the runner's per-slot rows and copy saved states, then the slices run and save
+states, then every slice with `samples`
 draws one token, which the runner also keeps per slot, because the next plan may continue a sequence
 whose last token the host does not know yet.
 """
@@ -18,8 +19,9 @@ SCRATCH = 0  # page 0 and slot 0 belong to padding rows and to nobody else
 class Admit:
     """A sequence starts, or resumes after a preemption, in `slot`.
 
-    The state in the slot is whatever its last owner left: the sequence's first slice has `start` 0,
-    and a slice that starts at 0 starts from zero state.
+    The state in the slot is whatever its last owner left. With a `saved_slot` the state there is
+    copied, and the sequence's first slice starts where that was saved; without one its first slice
+    has `start` 0, and a slice that starts at 0 starts from zero state.
     """
 
     slot: int
@@ -27,6 +29,7 @@ class Admit:
     ids: tuple[int, ...]  # prompt, then the output known so far (for penalties and `bad_words`)
     sampling: SamplingParams
     media: tuple[Media, ...] = ()  # in order; the placeholders are among the prompt's ids
+    saved_slot: int = SCRATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,9 @@ class Slice:
     decodes: bool  # one generated token, continuing a state; else prefill
     samples: bool  # draw the next token from the last position
     scores_prompt: bool = False  # report prompt logprobs of these positions' successors
+    # (end, slot): the state after the tokens before `end`, a page's end in this prefill slice, is
+    # saved in `slot`, which is of no sequence.
+    saves: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

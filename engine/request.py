@@ -4,6 +4,7 @@ Everything here is frozen, crosses the process boundary as msgpack, and was vali
 server before it got here: the engine does not check it again.
 """
 
+import hashlib
 from enum import StrEnum
 
 import msgspec
@@ -71,6 +72,15 @@ class Media(msgspec.Struct, frozen=True, array_like=True, weakref=True):
     height: int  # pixels
     width: int
     pixels: bytes  # uint8 RGB, [num_frames, height, width, 3]
+    digest: bytes  # the same for the same pixels in the same shape, wherever the picture stands
+
+    @classmethod
+    def of(cls, start: int, num_frames: int, height: int, width: int, pixels: bytes) -> "Media":
+        """With its digest, which takes a second for each gigabyte of pixels."""
+        shape = f"{num_frames},{height},{width};".encode()
+        digest = hashlib.blake2b(shape, digest_size=32)
+        digest.update(pixels)
+        return cls(start, num_frames, height, width, pixels, digest.digest())
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +91,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     media: tuple[Media, ...] = ()  # in prompt order, not overlapping; only for models with a tower
     priority: int = 0  # lower runs first; ties in order of arrival
+    # Rising token counts where other prompts may part from this one: the ends of system prompt and
+    # turns. Hints: what is computed does not depend on them.
+    boundaries: tuple[int, ...] = ()
+    cache_salt: str | None = None  # prefixes are shared under equal salts only
 
     @property
     def max_total_tokens(self) -> int:
@@ -107,4 +121,5 @@ class TokenDelta(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token when asked for
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()  # in the first delta; [0] is None
     num_cached_tokens: int = 0  # prompt tokens that were not computed; in the first delta
+    num_saved_tokens: int = 0  # those that were, and are cached from now on; in the first delta
     queue_s: float = 0.0  # from submit to the first planned step; in the first delta

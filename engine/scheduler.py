@@ -5,21 +5,34 @@ freed while a step runs may be handed out at once: the device runs steps in orde
 cancel, preemption, failure and overrun alike: a late result counts only for a sequence that still
 runs in the same epoch.
 
-Admission is exact: a sequence starts when a slot and the pages of all its known tokens are free, so
-only decoding grows. Growth that finds no page preempts the youngest, which keeps its tokens and its
-place in the queue and later recomputes. After `MAX_PREEMPTIONS` a sequence comes back only with the
-pages of its whole life in hand: it cannot grow, is no victim any more, and so ends.
+Admission is exact: a sequence starts when a slot and the pages of all its known tokens are to be
+had, so only decoding grows. Growth that finds no page preempts the youngest, which keeps its tokens
+and its place in the queue and later recomputes. After `MAX_PREEMPTIONS` a sequence comes back only
+with the pages of its whole life in hand: it cannot grow, is no victim any more, and so ends.
+
+A sequence begins where the longest cached prefix of its prompt ends. If a running one is about to
+save a longer prefix, it waits for that: prompts that arrive together are computed once. A state is
+published when the step that saved it is committed, so no other step ever builds on one that failed.
 
 Invariants (`check` asserts them):
-- each page and slot is free or held by exactly one sequence;
+- each page and slot is free, held by exactly one sequence, or in the prefix cache;
 - a sequence is in `_waiting` or `_running`, never both, and holds nothing while it waits;
+- who waits for a state waits for one that a running sequence will publish or give up;
 - nothing here touches a tensor, reads a clock or awaits.
 """
 
 from bisect import insort
 
 from engine.errors import QueueFull, RequestTooLong
-from engine.memory import PagePool, SlotPool, pages_for
+from engine.memory import (
+    Lookup,
+    PageKeys,
+    PagePool,
+    PrefixCache,
+    SlotPool,
+    pages_for,
+    snapshot_points,
+)
 from engine.plan import PAGE_TOKENS, SCRATCH, Admit, Slice, StepPlan, StepResult
 from engine.request import FinishReason, Request, TokenDelta, TokenLogprobs
 from engine.sequence import Sequence
@@ -31,12 +44,22 @@ class Scheduler:
     """Turns submitted requests into step plans, and step results into token deltas."""
 
     def __init__(
-        self, pages: PagePool, slots: SlotPool, *, max_step_tokens: int, max_waiting: int
+        self,
+        pages: PagePool,
+        slots: SlotPool,
+        cache: PrefixCache,
+        *,
+        max_step_tokens: int,
+        max_waiting: int,
     ) -> None:
         """`max_step_tokens` is at least slots + PAGE_TOKENS: decodes never starve a prefill."""
         assert max_step_tokens >= slots.num_slots + PAGE_TOKENS
         self._pages = pages
         self._slots = slots
+        self._cache = cache
+        self._keys = PageKeys()
+        self._coming: set[bytes] = set()  # of states that running sequences will publish
+        self._saving: set[int] = set()  # slots that steps in flight write states to
         self._max_step_tokens = max_step_tokens
         self._max_waiting = max_waiting
         self._waiting: list[Sequence] = []  # by order
@@ -53,6 +76,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_pages_used(self) -> int:
+        """Pages of running sequences; what only the cache has is free to them."""
+        return self._pages.num_used - self._cache.num_idle
+
+    @property
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
 
@@ -66,7 +94,11 @@ class Scheduler:
         if sum(not seq.num_preemptions for seq in self._waiting) >= self._max_waiting:
             raise QueueFull(f"{self._max_waiting} requests are waiting already")
         self._num_arrived += 1
-        insort(self._waiting, Sequence.of(request, self._num_arrived), key=lambda seq: seq.order)
+        # Who scores a prompt computes all of it.
+        caches = self._cache.is_on and request.sampling.num_prompt_logprobs is None
+        keys = self._keys.of(request) if caches else []
+        seq = Sequence.of(request, self._num_arrived, keys)
+        insort(self._waiting, seq, key=lambda seq: seq.order)
 
     def cancel(self, request_id: str) -> None:
         """Forget a request. Unknown ids are fine: it may have finished a moment ago."""
@@ -87,16 +119,8 @@ class Scheduler:
             if seq.prefills and (num_tokens := _chunk(seq, budget)):
                 slices.append(self._take(seq, num_tokens))
                 budget -= num_tokens
-        while self._waiting and (seq := self._admit(budget)):
-            admits.append(
-                Admit(
-                    seq.slot,
-                    seq.num_prompt,
-                    tuple(seq.ids),
-                    sampling=seq.request.sampling,
-                    media=seq.request.media,
-                )
-            )
+        while (seq := self._next_waiting()) and (admit := self._admit(seq, budget)):
+            admits.append(admit)
             num_tokens = _chunk(seq, budget)
             slices.append(self._take(seq, num_tokens))
             budget -= num_tokens
@@ -112,7 +136,9 @@ class Scheduler:
             prompt_logprobs = next(scored) if part.scores_prompt else ()
             seq = self._running.get(part.request_id)
             if seq is None or seq.epoch != part.epoch:
+                self._drop_saves(part)
                 continue  # finished, cancelled or preempted while the step was in flight
+            self._publish(seq, part)
             seq.prompt_logprobs.extend(prompt_logprobs)
             if token_id is not None:
                 seq.ids.append(token_id)
@@ -121,6 +147,7 @@ class Scheduler:
                 finish = FinishReason.LENGTH  # max_tokens 0: the prompt is scored
             else:
                 continue
+            num_saved = seq.num_saved
             if finish is not None:
                 self._release(self._running.pop(part.request_id))
             deltas.append(
@@ -130,6 +157,8 @@ class Scheduler:
                     finish=finish,
                     logprobs=() if logprobs is None else (logprobs,),
                     prompt_logprobs=_take_prompt_logprobs(seq),
+                    num_cached_tokens=0 if seq.reported else seq.num_cached,
+                    num_saved_tokens=0 if seq.reported else num_saved,
                 )
             )
             seq.reported = True
@@ -141,6 +170,8 @@ class Scheduler:
         Their states may be half written, so none is worth keeping. Returns the id of the request
         that was given up, or None if all had ended already.
         """
+        for part in plan.slices:
+            self._drop_saves(part)
         touched = [
             seq
             for part in plan.slices
@@ -159,8 +190,12 @@ class Scheduler:
     def check(self) -> None:
         """Assert the invariants in the module's docstring."""
         running = list(self._running.values())
-        self._pages.check([page for seq in running for page in seq.pages])
+        cached = self._cache.check([seq.path for seq in running], sorted(self._saving))
+        self._pages.check([*cached, *(page for seq in running for page in seq.own_pages)])
         self._slots.check([seq.slot for seq in running])
+        coming = [key for seq in running for key in seq.coming]
+        assert sorted(coming) == sorted(self._coming)
+        assert not any(seq.path or seq.coming for seq in self._waiting)
         assert not {seq.request.id for seq in self._waiting} & set(self._running)
         assert all(seq.slot == SCRATCH and not seq.pages for seq in self._waiting)
         assert all(
@@ -168,26 +203,104 @@ class Scheduler:
         )
         assert all(len(seq.pages) >= pages_for(seq.num_planned) for seq in running)
 
-    def _admit(self, budget: int) -> Sequence | None:
-        """Start the first in the queue, if a chunk fits the budget and all of it the memory."""
-        seq = self._waiting[0]
+    def _next_waiting(self) -> Sequence | None:
+        """The first in the queue that waits for nobody's state."""
+        if self._slots.num_free == 0:
+            return None
+        return next((seq for seq in self._waiting if not self._follows(seq)), None)
+
+    def _follows(self, seq: Sequence) -> bool:
+        """A longer prefix of it than the cache has is being computed right now."""
+        if not self._coming or not seq.keys:
+            return False
+        hit = self._cache.find(seq.keys)
+        behind = seq.keys[hit.depth if hit else 0 :]
+        return not self._coming.isdisjoint(behind)
+
+    def _admit(self, seq: Sequence, budget: int) -> Admit | None:
+        """Start a sequence of the queue, if a chunk fits the budget and all of it the memory."""
+        hit = self._cache.find(seq.keys)
+        num_hit = hit.depth if hit else 0
+        seq.num_planned = num_hit * PAGE_TOKENS
         seq.prefill_end = len(seq.ids)
+        if not _chunk(seq, budget):
+            return None
         whole_life = seq.num_preemptions >= MAX_PREEMPTIONS
         num_pages = pages_for(seq.request.max_total_tokens if whole_life else len(seq.ids))
         # Each running sequence may want a page within its next 64 tokens: admitting into those
         # would only preempt again.
         growth = len(self._running)
-        if (
-            not _chunk(seq, budget)
-            or self._slots.num_free == 0
-            or self._pages.num_free < num_pages + growth
-        ):
+        path = self._cache.hold(hit)  # before room is made: not at its own cost
+        num_to_be_had = self._pages.num_free + self._cache.num_idle
+        if num_to_be_had < num_pages - num_hit + growth:
+            self._cache.release(path)
             return None
-        del self._waiting[0]
-        seq.slot = self._slots.acquire()
-        seq.pages = self._pages.acquire(num_pages)
+        self._cache.make_room(num_pages - num_hit)
+        if hit is not None:
+            self._cache.count_hit(hit)
+        self._waiting.remove(seq)
         self._running[seq.request.id] = seq
-        return seq
+        seq.slot = self._slots.acquire()
+        seq.path = path
+        seq.pages = [node.page for node in path] + self._pages.acquire(num_pages - num_hit)
+        if seq.num_preemptions == 0:
+            seq.num_cached = seq.num_planned
+        self._plan_saves(seq, num_hit)
+        return Admit(
+            seq.slot,
+            seq.num_prompt,
+            tuple(seq.ids),
+            sampling=seq.request.sampling,
+            media=seq.request.media,
+            saved_slot=hit.slot if hit else SCRATCH,
+        )
+
+    def _plan_saves(self, seq: Sequence, num_hit: int) -> None:
+        """Choose where behind the first `num_hit` pages of a prompt states will be saved."""
+        num_seen = self._cache.see(seq.keys)
+        if seq.num_preemptions == 0:
+            self._cache.lookups[_lookup(seq, num_hit, num_seen)] += 1
+        points = snapshot_points(
+            len(seq.keys),
+            seq.request.boundaries,
+            num_seen=num_seen,
+            pages_per_state=self._cache.pages_per_state,
+        )
+        points = [point for point in points if point > num_hit]
+        seq.save_ends = [point * PAGE_TOKENS for point in points]
+        seq.coming = {seq.keys[point - 1] for point in points}
+        self._coming |= seq.coming
+
+    def _saves(self, seq: Sequence, end: int) -> tuple[tuple[int, int], ...]:
+        """The states that a prefill up to `end` is to save, as far as there are slots for them."""
+        saves: list[tuple[int, int]] = []
+        while seq.save_ends and seq.save_ends[0] <= end:
+            save_end = seq.save_ends.pop(0)
+            slot = self._cache.take_slot()
+            if slot is None:
+                self._give_up_coming(seq, {seq.keys[save_end // PAGE_TOKENS - 1]})
+            else:
+                self._saving.add(slot)
+                saves.append((save_end, slot))
+        return tuple(saves)
+
+    def _publish(self, seq: Sequence, part: Slice) -> None:
+        """The step that saved these states went well."""
+        for end, slot in part.saves:
+            self._saving.remove(slot)
+            keys = seq.keys[: end // PAGE_TOKENS]
+            self._cache.publish(seq.path, keys, seq.pages, slot)
+            self._give_up_coming(seq, {keys[-1]})
+
+    def _drop_saves(self, part: Slice) -> None:
+        """The states are of a sequence that is gone, or of a step that failed."""
+        for _, slot in part.saves:
+            self._saving.remove(slot)
+            self._cache.give_back(slot)
+
+    def _give_up_coming(self, seq: Sequence, keys: set[bytes]) -> None:
+        seq.coming -= keys
+        self._coming -= keys
 
     def _grow(self, seq: Sequence) -> bool:
         """Find room for a token, preempting the youngest until it fits; False if that was `seq`."""
@@ -195,7 +308,7 @@ class Scheduler:
             return False
         if len(seq.pages) >= pages_for(seq.num_planned + 1):
             return True
-        while self._pages.num_free == 0:
+        while not self._cache.make_room(1):
             victims = (s for s in self._running.values() if s.num_preemptions < MAX_PREEMPTIONS)
             youngest = max(victims, key=lambda seq: seq.order)
             self._preempt(youngest)
@@ -213,8 +326,12 @@ class Scheduler:
         insort(self._waiting, seq, key=lambda seq: seq.order)
 
     def _release(self, seq: Sequence) -> None:
-        self._pages.release(seq.pages)
+        self._pages.release(seq.own_pages)
+        self._cache.release(seq.path)
         self._slots.release(seq.slot)
+        self._give_up_coming(seq, set(seq.coming))
+        seq.save_ends = []
+        seq.path = []
         seq.pages = []
         seq.slot = SCRATCH
 
@@ -232,6 +349,7 @@ class Scheduler:
             decodes=not seq.prefills,
             samples=end >= len(seq.ids) and end < seq.request.max_total_tokens,
             scores_prompt=seq.scores_prompt,
+            saves=self._saves(seq, end),
         )
         seq.num_planned = end
         return part
@@ -243,6 +361,15 @@ def _chunk(seq: Sequence, budget: int) -> int:
     if left <= budget:
         return left
     return max(0, (seq.num_planned + budget) // PAGE_TOKENS * PAGE_TOKENS - seq.num_planned)
+
+
+def _lookup(seq: Sequence, num_hit: int, num_seen: int) -> Lookup:
+    """What became of the search for the pages of a prompt."""
+    if num_hit:
+        return Lookup.WHOLE if num_hit == len(seq.keys) else Lookup.PART
+    if seq.keys:
+        return Lookup.NO_STATE if num_seen else Lookup.NEW
+    return Lookup.SHORT if seq.num_prompt <= PAGE_TOKENS else Lookup.UNCACHED
 
 
 def _take_prompt_logprobs(seq: Sequence) -> tuple[TokenLogprobs | None, ...]:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from engine.plan import SCRATCH
+from engine.memory import Node
+from engine.plan import PAGE_TOKENS, SCRATCH
 from engine.request import FinishReason, Request, TokenLogprobs
 
 
@@ -17,20 +18,25 @@ class Sequence:
     request: Request
     arrival: int
     ids: list[int]
+    keys: list[bytes]  # of the prompt's pages; none: it takes nothing from the cache
     stop_ids: frozenset[int]
     num_planned: int = 0
     prefill_end: int = 0  # tokens known at the last admission: from here on each slice decodes
     epoch: int = 0  # grows when planned work is given up, so late results can be told apart
     pages: list[int] = field(default_factory=list[int])
+    path: list[Node] = field(default_factory=list[Node])  # held in the prefix cache, from the root
+    save_ends: list[int] = field(default_factory=list[int])  # where states are yet to be saved
+    coming: set[bytes] = field(default_factory=set[bytes])  # keys of these, and of those in flight
     slot: int = SCRATCH
     num_preemptions: int = 0
+    num_cached: int = 0  # tokens that its first admission found
     reported: bool = False  # its first delta is out
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
 
     @classmethod
-    def of(cls, request: Request, arrival: int) -> "Sequence":
+    def of(cls, request: Request, arrival: int, keys: list[bytes]) -> "Sequence":
         stop_ids = frozenset(request.sampling.stop_token_ids)
-        return cls(request, arrival, ids=list(request.prompt_ids), stop_ids=stop_ids)
+        return cls(request, arrival, ids=list(request.prompt_ids), keys=keys, stop_ids=stop_ids)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -54,6 +60,17 @@ class Sequence:
     def scores_prompt(self) -> bool:
         wanted = self.request.sampling.num_prompt_logprobs is not None
         return wanted and not self.reported and self.num_planned < self.num_prompt - 1
+
+    @property
+    def own_pages(self) -> list[int]:
+        """Pages that are no node's: behind its path, and where another's page is in its path."""
+        shared = {node.page for node in self.path}
+        return [page for page in self.pages if page not in shared]
+
+    @property
+    def num_saved(self) -> int:
+        """Prompt tokens it computed that others need not."""
+        return max(0, len(self.path) * PAGE_TOKENS - self.num_cached)
 
     def finish_after(self, token_id: int) -> FinishReason | None:
         """Why the sequence ends with `token_id`, its newest token; None if it goes on."""

@@ -21,7 +21,7 @@ from engine.config import EngineConfig, MemoryPlan
 from engine.ipc import Cancel, Deltas, Failed, Heartbeat, Start, Submit
 from engine.loop import EngineLoop, Launcher
 from engine.mailbox import SocketMailbox
-from engine.memory import PagePool, SlotPool
+from engine.memory import PagePool, PrefixCache, SlotPool
 from engine.plan import PAGE_TOKENS
 from engine.request import Request, SamplingParams
 
@@ -134,12 +134,16 @@ class _WarmUpMailbox:
 def _make_loop(
     built: Built, mailbox: SocketMailbox | _WarmUpMailbox, config: EngineConfig | None
 ) -> EngineLoop:
+    memory = built.memory
+    pages = PagePool(memory.num_pages)
+    saved_slots = SlotPool(memory.num_saved_slots, first=memory.num_slots + 1)
     return EngineLoop(
-        PagePool(built.memory.num_pages),
-        SlotPool(built.memory.num_slots),
+        pages,
+        SlotPool(memory.num_slots),
+        PrefixCache(pages, saved_slots, pages_per_state=memory.pages_per_state),
         built.runner,
         mailbox,
-        max_step_tokens=built.memory.max_step_tokens,
+        max_step_tokens=memory.max_step_tokens,
         max_waiting=config.max_waiting if config else 2,
         queue_timeout_s=config.queue_timeout_s if config else 3600.0,
         progress=built.progress,

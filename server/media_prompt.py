@@ -107,4 +107,4 @@ class MediaPrompt:
 
 
 def _media(picture: Picture, *, start: int) -> Media:
-    return Media(start, picture.num_frames, picture.height, picture.width, picture.pixels)
+    return Media.of(start, picture.num_frames, picture.height, picture.width, picture.pixels)

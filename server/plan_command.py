@@ -105,12 +105,14 @@ def _describe_caches(plan: MemoryPlan) -> list[str]:
     page_tokens = plan.num_kv_tokens // plan.num_pages
     page_bytes = (plan.num_pages + 1) * plan.page_bytes
     slot_bytes = (plan.num_slots + 1) * plan.slot_bytes
+    saved_bytes = plan.num_saved_slots * plan.slot_bytes
     lines = [
         f"one page     {_human(plan.page_bytes)} of KV for {page_tokens} tokens",
         f"one state    {_human(plan.slot_bytes)}, as much as "
         f"{plan.slot_bytes * page_tokens // plan.page_bytes:,} tokens of KV",
-        f"caches       {_human(page_bytes + slot_bytes)}: {plan.num_pages:,} pages "
-        f"({_human(page_bytes)}) and {plan.num_slots:,} states ({_human(slot_bytes)})",
+        f"caches       {_human(page_bytes + slot_bytes + saved_bytes)}: {plan.num_pages:,} pages "
+        f"({_human(page_bytes)}), {plan.num_slots:,} states ({_human(slot_bytes)}) and "
+        f"{plan.num_saved_slots:,} saved states ({_human(saved_bytes)})",
         f"longest      {plan.max_model_len:,} tokens, prompt and answer together",
         "",
         "sequences at once   tokens each",

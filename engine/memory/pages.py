@@ -1,8 +1,8 @@
 """KV pages as ids: which are free, and none of the bytes behind them.
 
-Page 0 is scratch and never handed out. A page is free or held by exactly one sequence; the
-scheduler is the only caller. Freed pages are handed out again last-in first-out, so that a small
-load keeps touching the same memory.
+Page 0 is scratch and never handed out. A page is free, or belongs to exactly one sequence or node
+of the prefix cache; only scheduler and cache call. Freed pages are handed out again last-in
+first-out, so that a small load keeps touching the same memory.
 """
 
 from engine.plan import PAGE_TOKENS

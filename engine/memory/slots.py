@@ -1,15 +1,16 @@
-"""Recurrent-state slots as ids. Slot 0 is scratch; a slot is free or held by exactly one sequence.
+"""Recurrent-state slots as ids. Slot 0 is scratch; a slot is free or held by exactly one owner.
 
-A running slot is never shared: recurrent state cannot be rewound, so whatever wants a state to keep
-needs a copy in a slot of its own.
+A running slot is never shared: recurrent state cannot be rewound, so a state to keep is a copy in a
+slot of its own. Those have a pool and ids of their own, behind the running sequences' ids.
 """
 
 
 class SlotPool:
-    def __init__(self, num_slots: int) -> None:
-        """`num_slots` usable slots, with ids 1 to `num_slots`."""
+    def __init__(self, num_slots: int, *, first: int = 1) -> None:
+        """`num_slots` usable slots, with ids from `first` on."""
         self.num_slots = num_slots
-        self._free = list(range(num_slots, 0, -1))
+        self._first = first
+        self._free = list(range(first + num_slots - 1, first - 1, -1))
 
     @property
     def num_free(self) -> int:
@@ -27,4 +28,5 @@ class SlotPool:
 
     def check(self, held: list[int]) -> None:
         """Assert that free and held slots are every slot, once."""
-        assert sorted(self._free + held) == list(range(1, self.num_slots + 1))
+        every = range(self._first, self._first + self.num_slots)
+        assert sorted(self._free + held) == list(every)

@@ -2,7 +2,8 @@
 
 One matrix projects to Q | K | V (which pass the causal convolution), the output gate z, and the
 two scalars per head: b (write strength) and a (decay). The kernels do the rest in fp32, on the
-sequence's slot, and write the conv columns and the state back in place. The norm before and the
+sequence's slot, and write the conv columns and the state back in place, and copies of them where
+the step saves states. The norm before and the
 residual after belong to the two projections.
 """
 
@@ -87,6 +88,8 @@ class GatedDeltaNet:
                     slot_S=inputs.prefill_slot_S,
                     start_S=inputs.prefill_start_S,
                     offset_S1=inputs.prefill_offset_S1,
+                    emit_row_Z=inputs.save_row_Y,
+                    emit_slot_Z=inputs.save_slot_Y,
                 )
             )
         o_TF = parts[0] if len(parts) == 1 else torch.cat(parts)

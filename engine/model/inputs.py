@@ -14,7 +14,7 @@ its rotary angle is made from, and nothing else: behind a picture the two differ
 there are three positions. Decode rows never need more than one, so the inputs of a graph are the
 same with and without pictures.
 
-Z rows get the features of a picture instead of their token's embedding.
+Z rows get the features of a picture instead of their token's embedding; Y states are saved.
 """
 
 from dataclasses import dataclass
@@ -47,6 +47,9 @@ class StepInputs:
 
     position_3T: torch.Tensor | None = None  # int64: time, height, width; None: all `position_T`
     features: Features | None = None
+    # The state after each of these prefill rows, counted from the first of them, is saved there.
+    save_row_Y: torch.Tensor | None = None  # int64: ends of pages
+    save_slot_Y: torch.Tensor | None = None  # int64
 
     @property
     def num_decodes(self) -> int:

@@ -9,7 +9,7 @@ only the device knows, and the page tables of the step's slots. A graph captures
 with the model, on buffers of a fixed address, so that later only `send` is needed.
 
 Letters as in `engine/model/inputs.py`; I is all slices of the plan, B + S of them, R those that
-draw a token, U pages that are new, A pages in a row of the whole table.
+draw a token, U pages that are new, A pages in a row of the whole table, Y states to save.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from engine.runner.rows import Rows
 from engine.runner.staging import Staging, staged_bytes
 
 _UNKNOWN = -1  # stands for a token that only the device knows
-_NUM_ARRAYS = 13
+_NUM_ARRAYS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class Batch:
     prefill_slot_S: torch.Tensor
     prefill_start_S: torch.Tensor
     prefill_offset_S1: torch.Tensor
+    save_row_Y: torch.Tensor
+    save_slot_Y: torch.Tensor
     position_3T: torch.Tensor | None  # not of a graph's buffers: a graph has no prefills
     num_decode_pages: int  # wanted in each row of the page tables
     num_prefill_pages: int
@@ -141,6 +143,11 @@ class BatchBuilder:
         if num_rows is not None:
             assert len(slot_I) == B <= num_rows, "this plan does not fit"
             decodes = [_padded(array, num_rows) for array in decodes]
+        saves = [
+            (first + end - part.start - 1 - B, slot)
+            for part, first in zip(plan.slices, offset_I1.tolist(), strict=False)
+            for end, slot in part.saves
+        ]
         samples = np.array([part.samples for part in plan.slices], dtype=np.bool_)
         slot_R, position_R = slot_I[samples], (start_I + length_I)[samples]
         views = self._staging.send(
@@ -152,6 +159,8 @@ class BatchBuilder:
                 slot_R,
                 position_R,
                 offset_I1[1:][samples] - 1,
+                np.array([row for row, _ in saves], dtype=np.int64),
+                np.array([slot for _, slot in saves], dtype=np.int64),
                 *self._new_pages(added),
             ]
         )
@@ -159,6 +168,8 @@ class BatchBuilder:
             self._device_page_PA.view(-1).scatter_(0, views[-2], views[-1])
         return Batch(
             *views[:8],
+            save_row_Y=views[11],
+            save_slot_Y=views[12],
             position_3T=None if position_3T is None else self._rows.device.upload(position_3T),
             num_decode_pages=self._width(slot_I[:B]),
             num_prefill_pages=self._width(slot_I[B:]),
@@ -188,6 +199,9 @@ class BatchBuilder:
             prefill_page_SM=prefill_page_PM.index_select(0, batch.prefill_slot_S),
             position_3T=batch.position_3T,
             features=features,
+            # Kernels that save nothing are launched without the two.
+            save_row_Y=batch.save_row_Y if len(batch.save_row_Y) else None,
+            save_slot_Y=batch.save_slot_Y if len(batch.save_slot_Y) else None,
         )
 
     def _new_pages(self, added: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -4,20 +4,9 @@ A conversation sends its pictures again with every turn, several choices of one 
 and a preempted sequence comes back with what it had.
 """
 
-import hashlib
 from collections import OrderedDict
 
 import torch
-
-from engine.request import Media
-
-
-def content_key(picture: Media) -> bytes:
-    """The same for the same pixels in the same shape, wherever the picture stands."""
-    shape = f"{picture.num_frames},{picture.height},{picture.width};".encode()
-    digest = hashlib.blake2b(shape, digest_size=32)
-    digest.update(picture.pixels)
-    return digest.digest()
 
 
 class FeatureCache:

@@ -26,7 +26,7 @@ from engine.model.mrope import Grid
 from engine.plan import Slice
 from engine.request import Media
 from engine.runner.device import Device
-from engine.runner.feature_cache import FeatureCache, content_key
+from engine.runner.feature_cache import FeatureCache
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +111,7 @@ class Pictures:
         media = picture.media()
         if picture.feature_MD is not None or media is None:
             return picture.feature_MD
-        key = content_key(media)
-        picture.feature_MD = self._cache.get(key)
+        picture.feature_MD = self._cache.get(media.digest)
         if picture.feature_MD is None:
             try:
                 picture.feature_MD = self._encode(media)
@@ -127,7 +126,7 @@ class Pictures:
                     exc_info=error,
                 )
                 return None
-            self._cache.put(key, picture.feature_MD)
+            self._cache.put(media.digest, picture.feature_MD)
         return picture.feature_MD
 
     def _encode(self, media: Media) -> torch.Tensor:

@@ -185,6 +185,7 @@ class Runner:
         for admit in plan.admits:
             self._rows.admit(admit)
             self._admit_grammar(admit)
+        self._restore(plan.admits)
         self._advance_grammars(waits=False)
         if not plan.slices:
             return Answer(self._device, [], [], [], [])
@@ -248,6 +249,16 @@ class Runner:
             num_top = [row.num_prompt_logprobs] * len(token_R)
             scores += score(self._rows, logits_RV, token_R, num_top)
         return scores
+
+    def _restore(self, admits: Sequence[Admit]) -> None:
+        """Copy saved states to the slots of those that continue from them."""
+        pairs = [(one.saved_slot, one.slot) for one in admits if one.saved_slot != SCRATCH]
+        if not pairs:
+            return
+        saved_Y = self._rows.index([saved for saved, _ in pairs])
+        slot_Y = self._rows.index([slot for _, slot in pairs])
+        for pool in (*self._caches.conv_LPCX, *self._caches.state_LPNKV):
+            pool.index_copy_(0, slot_Y, pool.index_select(0, saved_Y))
 
     def _admit_grammar(self, admit: Admit) -> None:
         if self._grammars is None:

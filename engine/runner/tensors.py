@@ -24,9 +24,10 @@ def allocate_caches(
 ) -> Caches:
     """Zeroed caches with the scratch page and slot on top of what `plan` counts.
 
-    K, V and the conv columns are kept in `dtype`, that of the activations; the state is fp32.
+    Slots are scratch, then those of running sequences, then those of saved states. K, V and the
+    conv columns are kept in `dtype`, that of the activations; the state is fp32.
     """
-    num_pages, num_slots = plan.num_pages + 1, plan.num_slots + 1
+    num_pages, num_slots = plan.num_pages + 1, 1 + plan.num_slots + plan.num_saved_slots
     page = (num_pages, 2, model.num_key_value_heads, PAGE_TOKENS, model.head_dim)
     conv = (num_slots, model.conv_dim, model.linear_conv_kernel_dim - 1)
     state = (

@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from engine.ipc import Cancel, Deltas, Failed, Heartbeat, Submit
 from engine.loop import EngineLoop, Launcher
-from engine.memory import PagePool, SlotPool
+from engine.memory import PagePool, PrefixCache, SlotPool
+from engine.plan import PAGE_TOKENS
 from engine.request import Request, SamplingParams, TokenDelta
 
 
@@ -50,12 +53,15 @@ def serve(
     num_slots: int,
     max_step_tokens: int,
     every: int = 0,
+    num_saved_slots: int = 0,
 ) -> Outcome:
     """Serve `requests`, one arriving each `every` turns, to the end; asserts all invariants."""
     mailbox = ScriptedMailbox([(i * every, request) for i, request in enumerate(requests)])
+    pages, saved_slots = PagePool(num_pages), SlotPool(num_saved_slots, first=num_slots + 1)
     loop = EngineLoop(
-        PagePool(num_pages),
+        pages,
         SlotPool(num_slots),
+        PrefixCache(pages, saved_slots, pages_per_state=1),
         runner,
         mailbox,
         max_step_tokens=max_step_tokens,
@@ -69,8 +75,32 @@ def serve(
         scheduler.check()
         max_batch = max(max_batch, scheduler.num_running)
     assert mailbox.failures == []
-    assert loop._pages.num_used == loop._slots.num_used == 0
+    assert scheduler.num_pages_used == loop._slots.num_used == 0
     return Outcome(mailbox.deltas, scheduler.num_preemptions, max_batch)
+
+
+def serve_again(
+    runner: Launcher,
+    requests: Sequence[Request],
+    *,
+    num_pages: int,
+    num_slots: int,
+    max_step_tokens: int,
+) -> Outcome:
+    """Serve `requests` when each was served before, so that all of its full pages are found."""
+    before = [msgspec.structs.replace(one, id=f"before {one.id}") for one in requests]
+    outcome = serve(
+        runner,
+        [*before, *requests],
+        num_pages=num_pages,
+        num_slots=num_slots,
+        max_step_tokens=max_step_tokens,
+        num_saved_slots=3 * len(requests),
+    )
+    for one in requests:
+        found = outcome.deltas[one.id][0].num_cached_tokens
+        assert found == (len(one.prompt_ids) - 1) // PAGE_TOKENS * PAGE_TOKENS
+    return outcome
 
 
 def greedy(request_id: str, prompt_ids: Sequence[int], max_tokens: int) -> Request:

@@ -29,7 +29,7 @@ class Prompt:
 def picture(shape: Shape, *, start: int = 0, seed: int = 0) -> Media:
     height, width = shape.height * SIDE, shape.width * SIDE
     pixels = random.Random(seed).randbytes(shape.num_frames * height * width * 3)
-    return Media(start, shape.num_frames, height, width, pixels)
+    return Media.of(start, shape.num_frames, height, width, pixels)
 
 
 def make_prompt(pieces: Sequence[int | Shape], *, seed: int = 0, picture_seed: int = 0) -> Prompt:

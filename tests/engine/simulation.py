@@ -4,7 +4,7 @@ The fake device keeps what the real one keeps: per slot a running hash (the recu
 the last token, per page the tokens written to it. Each step it reads back the whole history from
 the pages and compares it with the state, so a page or slot that is shared, lost or not reset
 changes the output or trips an assertion. After a step that raised, the slots it touched hold
-rubbish until they start again, as on the real device.
+rubbish until they start again, as on the real device, and so do those it would have saved to.
 """
 
 from collections import deque
@@ -55,12 +55,18 @@ class FakeRunner:
     pages: dict[int, list[int | None]] = field(default_factory=dict)
     rubbish: set[int] = field(default_factory=set)
     num_steps: int = 0
+    num_computed: int = 0  # tokens
 
     def step(self, plan: StepPlan) -> StepResult:
         self.num_steps += 1
         for admit in plan.admits:
             assert SCRATCH < admit.slot <= self.num_slots
             self.rows[admit.slot] = admit
+            if admit.saved_slot != SCRATCH:
+                assert admit.saved_slot > self.num_slots
+                assert admit.saved_slot not in self.rubbish
+                self.rubbish.discard(admit.slot)
+                self.state[admit.slot] = self.state[admit.saved_slot]
         slots = [part.slot for part in plan.slices]
         assert len(set(slots)) == len(slots), "one slice per slot"
         assert [part.decodes for part in plan.slices] == sorted(
@@ -71,6 +77,7 @@ class FakeRunner:
         for at, part in enumerate(plan.slices):
             if self.num_steps in self.fails_at and at == len(plan.slices) // 2:
                 self.rubbish |= set(slots)
+                self.rubbish |= {slot for part in plan.slices for _, slot in part.saves}
                 raise StepFailed
             sampled = self._run(part)
             if part.samples:
@@ -88,12 +95,22 @@ class FakeRunner:
         if part.start == 0:
             self.rubbish.discard(part.slot)
         state = 0 if part.start == 0 else self.state.get(part.slot, 0)
+        saves = dict(part.saves)
         assert len(part.pages) * PAGE_TOKENS >= part.start + part.num_tokens
         for position, token_id in enumerate(ids, part.start):
             page = part.pages[position // PAGE_TOKENS]
             assert SCRATCH < page <= self.num_pages
             self.pages.setdefault(page, [None] * PAGE_TOKENS)[position % PAGE_TOKENS] = token_id
             state = advance(state, token_id)
+            if position + 1 in saves:
+                slot = saves.pop(position + 1)
+                assert slot > self.num_slots
+                assert not part.decodes
+                assert (position + 1) % PAGE_TOKENS == 0
+                self.state[slot] = state
+                self.rubbish.discard(slot)
+        assert not saves
+        self.num_computed += len(ids)
         self.state[part.slot] = state
         if part.samples:
             self.last_token[part.slot] = next_token(state)

@@ -27,7 +27,8 @@ def plan(available_bytes: int, *, model: ModelConfig = MODEL, **wishes: Any) -> 
 
 def used_bytes(memory: MemoryPlan) -> int:
     """With the scratch page and slot."""
-    return (memory.num_pages + 1) * memory.page_bytes + (memory.num_slots + 1) * memory.slot_bytes
+    num_slots = memory.num_slots + memory.num_saved_slots + 1
+    return (memory.num_pages + 1) * memory.page_bytes + num_slots * memory.slot_bytes
 
 
 def test_a_state_is_exactly_48_pages_of_kv() -> None:
@@ -43,8 +44,10 @@ def test_defaults_with_room_to_spare() -> None:
     assert memory.max_model_len == WINDOW
     assert memory.max_step_tokens == 512
     assert memory.warnings == ()
-    # 33 states and 4,932 pages with scratch are the most that 8 GiB hold
-    assert memory.num_pages == (8 * GIB - 33 * SLOT) // PAGE - 1 == 4931
+    # A third of what 33 states and 4,097 pages leave of 8 GiB is 5 saved states; the rest is pages.
+    assert (8 * GIB - 33 * SLOT - (WINDOW // 64 + 1) * PAGE) // 3 // SLOT == 5
+    assert memory.num_saved_slots == 5
+    assert memory.num_pages == (8 * GIB - 38 * SLOT) // PAGE - 1 == 4685
     assert used_bytes(memory) <= DEFAULT_CACHE_BYTES < used_bytes(memory) + PAGE
 
 

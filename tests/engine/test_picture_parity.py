@@ -15,11 +15,11 @@ import pytest
 from engine.build import build
 from engine.config import EngineConfig
 from engine.loop import EngineLoop
-from engine.memory import PagePool, SlotPool
+from engine.memory import PagePool, PrefixCache, SlotPool
 from engine.request import Request, SamplingParams
 from engine.runner.runner import Runner
 from tests.checkpoints import NUM_REAL_TOKENS, NUM_TEXT_TOKENS, Oracle
-from tests.engine.inprocess import Outcome, ScriptedMailbox, greedy, serve
+from tests.engine.inprocess import Outcome, ScriptedMailbox, greedy, serve, serve_again
 from tests.engine.picture_prompts import Prompt, Shape, make_prompt
 
 PIECES: dict[str, Sequence[int | Shape]] = {
@@ -94,10 +94,15 @@ def preempted(runner: Runner, requests: Sequence[Request]) -> Outcome:
     return outcome
 
 
+def cached(runner: Runner, requests: Sequence[Request]) -> Outcome:
+    """All but the last page of each was computed for another request, and by other chunks."""
+    return serve_again(runner, requests, num_pages=60, num_slots=8, max_step_tokens=80)
+
+
 ServedAs = Callable[[Runner, Sequence[Request]], Outcome]
 
 
-@pytest.mark.parametrize("served", [together, staggered, chunked, alone, preempted])
+@pytest.mark.parametrize("served", [together, staggered, chunked, alone, preempted, cached])
 def test_greedy_text_equals_transformers(model: Model, served: ServedAs) -> None:
     outcome = served(model.runner, model.requests)
     assert {name: outcome.ids(name) for name in model.texts} == model.texts
@@ -156,9 +161,11 @@ def test_a_picture_that_cannot_be_encoded_fails_its_own_request(model: Model) ->
     first = request_of("first", model.prompts["first"])
     mailbox = ScriptedMailbox([(0, first), (0, request), (0, neighbour)])
     pages, slots = PagePool(60), SlotPool(8)
+    cache = PrefixCache(pages, SlotPool(9, first=9), pages_per_state=1)
     loop = EngineLoop(
         pages,
         slots,
+        cache,
         model.runner,
         mailbox,
         max_step_tokens=80,
@@ -175,4 +182,9 @@ def test_a_picture_that_cannot_be_encoded_fails_its_own_request(model: Model) ->
     assert outcome.ids("first") == model.texts["first"]
     assert outcome.ids("late") == expected
     assert loop._scheduler.num_preemptions == 0
-    assert pages.num_used == slots.num_used == 0
+    assert loop._scheduler.num_pages_used == slots.num_used == 0
+    again = msgspec.structs.replace(request, id="again")  # nothing of it was kept
+    mailbox.arrivals.append((0, again))
+    while mailbox.arrivals or loop.has_work:
+        loop.turn()
+    assert mailbox.failures[-1].request_id == "again"

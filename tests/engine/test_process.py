@@ -299,7 +299,7 @@ def test_a_long_step_that_gets_on_is_left_alone() -> None:
 def test_a_large_picture_gets_to_the_engine() -> None:
     async def test() -> None:
         async with started() as engine:
-            picture = Media(1, 1, 4096, 4096, os.urandom(3) * 4096**2)
+            picture = Media.of(1, 1, 4096, 4096, os.urandom(3) * 4096**2)
             request = msgspec.structs.replace(healthy("picture"), media=(picture, picture))
             assert await generate(engine, request) == solo_run(request)
             assert engine.link.stats.num_restarts == 0

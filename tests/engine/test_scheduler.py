@@ -5,7 +5,7 @@ import random
 import pytest
 
 from engine.errors import QueueFull, RequestTooLong
-from engine.memory import PagePool, SlotPool, pages_for
+from engine.memory import PagePool, PrefixCache, SlotPool, pages_for
 from engine.plan import PAGE_TOKENS
 from engine.request import FinishReason, Request, SamplingParams
 from engine.scheduler import MAX_PREEMPTIONS, Scheduler
@@ -42,12 +42,17 @@ def make_simulation(
     num_slots: int = 8,
     max_step_tokens: int = 256,
     max_waiting: int = 1000,
+    num_saved_slots: int = 0,
+    pages_per_state: int = 1,
     depth: int = 1,
     fails_at: frozenset[int] = frozenset(),
 ) -> Simulation:
+    pages = PagePool(num_pages)
+    saved_slots = SlotPool(num_saved_slots, first=num_slots + 1)
     scheduler = Scheduler(
-        PagePool(num_pages),
+        pages,
         SlotPool(num_slots),
+        PrefixCache(pages, saved_slots, pages_per_state=pages_per_state),
         max_step_tokens=max_step_tokens,
         max_waiting=max_waiting,
     )
@@ -70,8 +75,10 @@ def assert_whole(simulation: Simulation, request: Request) -> None:
 
 def assert_idle(simulation: Simulation) -> None:
     simulation.scheduler.check()
-    assert simulation.scheduler._pages.num_used == 0
+    assert simulation.scheduler.num_pages_used == 0
     assert simulation.scheduler._slots.num_used == 0
+    assert not simulation.scheduler._coming
+    assert not simulation.scheduler._saving
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -19,7 +19,7 @@ from engine.loop import Launcher
 from engine.memory import pages_for
 from engine.request import FinishReason, Request, SamplingParams
 from tests.checkpoints import NUM_REAL_TOKENS, Oracle
-from tests.engine.inprocess import Outcome, greedy, serve
+from tests.engine.inprocess import Outcome, greedy, serve, serve_again
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 100, 127, 128, 129, 200, 300, 420, 511, 640, 700)
 NUM_OUTPUT = 80  # more than a page, so that every sequence grows
@@ -88,10 +88,15 @@ def preempted(runner: Launcher, requests: Sequence[Request]) -> Outcome:
     return outcome
 
 
+def cached(runner: Launcher, requests: Sequence[Request]) -> Outcome:
+    """All but the last page of each was computed for another request, and by other chunks."""
+    return serve_again(runner, requests, num_pages=ALL_PAGES, num_slots=16, max_step_tokens=80)
+
+
 ServedAs = Callable[[Launcher, Sequence[Request]], Outcome]
 
 
-@pytest.mark.parametrize("served", [together, staggered, chunked, alone, preempted])
+@pytest.mark.parametrize("served", [together, staggered, chunked, alone, preempted, cached])
 def test_greedy_text_equals_transformers(model: Model, served: ServedAs) -> None:
     outcome = served(model.runner, model.requests)
     assert {name: outcome.ids(name) for name in model.texts} == model.texts
@@ -101,7 +106,7 @@ def test_greedy_text_equals_transformers(model: Model, served: ServedAs) -> None
         assert finishes == [None] * (len(finishes) - 1) + [FinishReason.LENGTH]
 
 
-@pytest.mark.parametrize("served", [staggered, chunked, alone])
+@pytest.mark.parametrize("served", [staggered, chunked, alone, cached])
 def test_sampled_text_and_logprobs_do_not_depend_on_the_batch(
     model: Model, served: ServedAs
 ) -> None:

@@ -1,9 +1,9 @@
 """Features are found by content, and the least recently used go when there is no room."""
 
-import msgspec
 import torch
 
-from engine.runner.feature_cache import FeatureCache, content_key
+from engine.request import Media
+from engine.runner.feature_cache import FeatureCache
 from tests.engine.picture_prompts import Shape, picture
 
 
@@ -11,18 +11,16 @@ def feature(num_tokens: int) -> torch.Tensor:
     return torch.zeros(num_tokens, 4)  # 16 bytes a token
 
 
-def test_the_key_is_the_content() -> None:
+def test_the_digest_is_of_the_content() -> None:
     one = picture(Shape(2, 3), start=5)
-    key = content_key(one)
-    assert content_key(msgspec.structs.replace(one, start=9)) == key
-    turned = msgspec.structs.replace(one, height=one.width, width=one.height)
-    assert content_key(turned) != key
+    assert Media.of(9, 1, one.height, one.width, one.pixels).digest == one.digest
+    assert Media.of(5, 1, one.width, one.height, one.pixels).digest != one.digest
     changed = bytearray(one.pixels)
     changed[-1] ^= 1
-    assert content_key(msgspec.structs.replace(one, pixels=bytes(changed))) != key
+    assert Media.of(5, 1, one.height, one.width, bytes(changed)).digest != one.digest
     clip = picture(Shape(2, 3, 2))
-    as_image = msgspec.structs.replace(clip, num_frames=1, height=2 * clip.height)
-    assert content_key(clip) != content_key(as_image)
+    as_image = Media.of(0, 1, 2 * clip.height, clip.width, clip.pixels)
+    assert clip.digest != as_image.digest
 
 
 def test_the_least_recently_used_goes_first() -> None:

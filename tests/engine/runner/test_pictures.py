@@ -45,7 +45,7 @@ class NumberTower:
 @cache  # requests own their pictures: somebody has to
 def media(name: int, start: int, height: int, width: int) -> Media:
     pixels = bytes([name]) * (height * width * SIDE**2 * 3)
-    return Media(start, 1, height * SIDE, width * SIDE, pixels)
+    return Media.of(start, 1, height * SIDE, width * SIDE, pixels)
 
 
 def part(slot: int, start: int, num_tokens: int, *, decodes: bool = False) -> Slice:

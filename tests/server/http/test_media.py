@@ -91,7 +91,7 @@ def check(request: Request, tokenizer: Tokenizer, text: str, *media: LoadedMedia
     ]  # nobody typed one
     pictures = [picture for item in media for picture in item.pictures]
     assert request.media == tuple(
-        Media(start, picture.num_frames, picture.height, picture.width, picture.pixels)
+        Media.of(start, picture.num_frames, picture.height, picture.width, picture.pixels)
         for start, picture in zip(starts, pictures, strict=True)
     )
 
@@ -486,7 +486,7 @@ def check_red(request: Request, tokenizer: Tokenizer) -> None:
     """A picture of 96 by 64, all red."""
     red = b"\xff\x00\x00" * (96 * 64)
     start = request.prompt_ids.index(tokenizer.id_of("<|image_pad|>"))
-    assert request.media == (Media(start, 1, 64, 96, red),)
+    assert request.media == (Media.of(start, 1, 64, 96, red),)
 
 
 async def test_the_openai_sdk(live: Live, tokenizer: Tokenizer) -> None:

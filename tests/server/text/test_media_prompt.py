@@ -100,7 +100,7 @@ def check_places(found: ChatPrompt, *media: LoadedMedia) -> None:
         assert placed.start >= end
         assert found.ids[placed.start : stop] == [pad] * num_pads
         assert (found.ids[placed.start - 1], found.ids[stop]) == (START, END)
-        assert placed == Media(
+        assert placed == Media.of(
             placed.start, picture.num_frames, picture.height, picture.width, picture.pixels
         )
         end = stop
