@@ -184,6 +184,7 @@ def _engine_config(
         num_threads=arguments.num_threads,
         device=arguments.device,
         enforce_eager=arguments.enforce_eager,
+        prefix_cache=arguments.prefix_cache,
         language_model_only=arguments.language_model_only,
     )
 
@@ -231,6 +232,10 @@ def _say_what_runs(info: EngineInfo) -> None:
         info.max_model_len,
         info.num_kv_tokens,
         info.cache_bytes / 2**30,
+    )
+    _log.info(
+        "prefix cache: %s",
+        f"room for {info.num_saved_slots} saved states" if info.num_saved_slots else "off",
     )
     _log.info("images and videos: %s", "taken" if info.serves_media else "not taken, text only")
 

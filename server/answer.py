@@ -73,6 +73,7 @@ class Draft:
     # chunk. Called once the engine's first delta is in.
     prompt_fields: Callable[[], dict[str, Any]] = dict[str, Any]
     timings: bool = False  # the end of the answer says where its time went
+    tells_cache_writes: bool = False  # its usage says how much of the prompt is cached now
 
 
 class Usage:
@@ -81,13 +82,19 @@ class Usage:
     def __init__(self, draft: Draft) -> None:
         self._choices = draft.choices
         self._num_cached = [0] * len(draft.generations)
+        self._num_saved = 0
+        self._tells_cache_writes = draft.tells_cache_writes
         self._n = draft.generations[0].n
         self.num_prompt = sum(len(generation.prompt_ids) for generation in draft.generations)
 
-    def set_cached(self, index: int, num_cached: int) -> None:
-        """Book a choice's cached tokens; a prompt counts once, by its first choice."""
+    def set_cached(self, index: int, num_cached: int, num_saved: int) -> None:
+        """Book a choice's cached tokens, and those it wrote to the cache.
+
+        A prompt counts once, by its first choice: the others find what that one computed.
+        """
         if index % self._n == 0:
             self._num_cached[index // self._n] = num_cached
+            self._num_saved += num_saved
 
     @property
     def num_cached(self) -> int:
@@ -103,11 +110,17 @@ class Usage:
             "prompt_tokens": self.num_prompt,
             "completion_tokens": num_completion,
             "total_tokens": self.num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached},
+            "prompt_tokens_details": self._prompt_details(),
             "completion_tokens_details": {
                 "reasoning_tokens": sum(choice.num_reasoning_tokens for choice in self._choices)
             },
         }
+
+    def _prompt_details(self) -> dict[str, int]:
+        details = {"cached_tokens": self.num_cached}
+        if self._tells_cache_writes:
+            details["cache_write_tokens"] = self._num_saved
+        return details
 
 
 class Answer:
@@ -198,7 +211,7 @@ class Answer:
         if not clock.has_started:
             clock.started(now, delta.queue_s)
             self._timings.started(now, self._requests[index], delta)
-            self._usage.set_cached(index, delta.num_cached_tokens)
+            self._usage.set_cached(index, delta.num_cached_tokens, delta.num_saved_tokens)
             num_prompt = len(self._requests[index].prompt_ids)
             self._metrics.count_cache(num_prompt, delta.num_cached_tokens)
         else:

@@ -43,6 +43,7 @@ IGNORED = {  # flag -> its value's name, or None for a switch
     "--reasoning-parser": "NAME",
     "--tool-call-parser": "NAME",
     "--enable-auto-tool-choice": None,
+    "--enable-prefix-caching": None,
     "--trust-remote-code": None,
     "--limit-mm-per-prompt": "JSON",
     "--mm-processor-cache-gb": "GIB",
@@ -65,6 +66,7 @@ class ModelArguments:
     num_threads: int | None
     device: str
     enforce_eager: bool
+    prefix_cache: bool
     language_model_only: bool
 
 
@@ -236,6 +238,11 @@ def _add_model_flags(parser: _Parser) -> None:
         "--kv-cache-dtype", choices=("auto",), default="auto", metavar="TYPE",
         help="auto: the model's; nothing else today",
     )  # fmt: skip
+    engine.add_argument(
+        "--no-prefix-cache", "--no-enable-prefix-caching", "--disable-radix-cache",
+        dest="prefix_cache", action="store_false",
+        help="compute every prompt whole, and leave the memory to pages",
+    )  # fmt: skip
     engine.add_argument("--threads", type=at_least(1), metavar="N", help="CPU threads of the model")
     engine.add_argument(
         "--enforce-eager", action="store_true", help="no CUDA graphs: slower, to find faults"
@@ -304,7 +311,7 @@ def _add_serve_flags(parser: _Parser) -> None:
     ignored = parser.add_argument_group(
         "accepted, not needed",
         "The chat template decides how output is parsed; code from a checkpoint is never run; the "
-        "window bounds what a prompt holds.",
+        "window bounds what a prompt holds; prefixes are cached anyway.",
     )
     for flag, metavar in IGNORED.items():
         if metavar is None:
@@ -370,6 +377,7 @@ def _model_arguments(parser: _Parser, parsed: argparse.Namespace) -> ModelArgume
         num_threads=parsed.threads,
         device=parsed.device,
         enforce_eager=parsed.enforce_eager,
+        prefix_cache=parsed.prefix_cache,
         language_model_only=parsed.language_model_only,
     )
 

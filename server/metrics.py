@@ -234,6 +234,28 @@ class _EngineCollector(Collector):
         yield self._gauge(
             "deltaserve:state_slots", "Recurrent-state slots there are", stats.num_slots
         )
+        yield self._gauge(
+            "deltaserve:kv_pages_cached", "KV pages in the prefix cache", stats.num_pages_cached
+        )
+        yield self._gauge(
+            "deltaserve:saved_states", "States in the prefix cache", stats.num_states_saved
+        )
+        yield self._gauge(
+            "deltaserve:saved_state_slots", "Room for saved states", stats.num_saved_slots
+        )
+        yield self._counter(
+            "deltaserve:saved_state_evictions",
+            "States that made room for others",
+            stats.num_state_evictions,
+        )
+        lookups = CounterMetricFamily(
+            "deltaserve:prefix_cache_lookups",
+            "Prompts looked up in the prefix cache, by what was found of them",
+            labels=("model_name", "found"),
+        )
+        for found, count in stats.prefix_lookups.items():
+            lookups.add_metric((self._model_name, found), count)
+        yield lookups
         yield self._counter("vllm:num_preemptions", "Preemptions", stats.num_preemptions)
         yield self._counter("deltaserve:steps", "Engine steps", stats.num_steps)
         yield self._counter("deltaserve:engine_restarts", "Engine restarts", stats.num_restarts)

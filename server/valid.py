@@ -26,6 +26,8 @@ class Generation:
     eos_ids: frozenset[int] = frozenset()  # the model's own ends: `stop_reason` stays null
     skip_special_tokens: bool = True
     priority: int = 0
+    boundaries: tuple[int, ...] = ()  # where prompts that begin alike may part: see `Request`
+    cache_salt: str | None = None
     repetition: RepetitionRule | None = None  # a loop that ends the output
 
     def request(self, request_id: str, choice: int) -> Request:
@@ -37,6 +39,8 @@ class Generation:
             media=self.media,
             sampling=msgspec.structs.replace(self.sampling, seed=seed),
             priority=self.priority,
+            boundaries=self.boundaries,
+            cache_salt=self.cache_salt,
         )
 
 

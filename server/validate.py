@@ -9,6 +9,7 @@ Images and videos have to be loaded between two looks at a chat: `media_of` says
 `chat`, `render` and `tokenize` take what they turned out to be.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from server.protocol import (
 )
 from server.template import THINK_CLOSE, ChatTemplate, starts_in_reasoning
 from server.tokenizer import LITERAL, Tokenizer
+from server.turns import Turns
 from server.valid import Generation, StreamOptions, TokenExtras, ValidChat, ValidCompletion
 from server.validate_sampling import SamplingRules
 from server.validate_tools import active_tools, check_tools
@@ -68,6 +70,7 @@ class Validator:
         self._tokenizer = tokenizer
         self._served_names = served_names
         self._constraints = constraints
+        self._turns = Turns(tokenizer)
         self._prompter = ChatPrompter(
             tokenizer,
             template,
@@ -171,7 +174,10 @@ class Validator:
                 )
         sampling = self._bound(sampling, request, thinking=thinking)
         valid = ValidChat(
-            generation=self._generation(request, ids, sampling, prompt.media),
+            generation=dataclasses.replace(
+                self._generation(request, ids, sampling, prompt.media),
+                boundaries=self._turns.boundaries(ids),
+            ),
             stream=stream,
             tools=tools,
             thinking=thinking,
@@ -305,6 +311,7 @@ class Validator:
             eos_ids=frozenset() if request.ignore_eos else self._rules.eos_ids,
             skip_special_tokens=request.skip_special_tokens,
             priority=request.priority,
+            cache_salt=request.cache_salt,
             repetition=self._rules.repetition(request),
         )
 

@@ -37,6 +37,7 @@ class Script:
     steps: Sequence[Step]
     finish: FinishReason | None = FinishReason.STOP
     num_cached_tokens: int = 0
+    num_saved_tokens: int = 0
     queue_s: float = 0.0
 
 
@@ -66,10 +67,11 @@ class FakeEngine:
         *steps: Step,
         finish: FinishReason | None = FinishReason.STOP,
         num_cached_tokens: int = 0,
+        num_saved_tokens: int = 0,
         queue_s: float = 0.0,
     ) -> None:
         """Queue the script of one more request."""
-        self._scripts.append(Script(steps, finish, num_cached_tokens, queue_s))
+        self._scripts.append(Script(steps, finish, num_cached_tokens, num_saved_tokens, queue_s))
 
     def die(self) -> None:
         """End every stream, running and to come, with EngineDied."""
@@ -126,6 +128,7 @@ class FakeEngine:
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 num_cached_tokens=script.num_cached_tokens if is_first else 0,
+                num_saved_tokens=script.num_saved_tokens if is_first else 0,
                 queue_s=script.queue_s if is_first else 0.0,
             )
             is_first = False

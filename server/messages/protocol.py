@@ -1,7 +1,7 @@
 """The wire shapes of the Messages API, field names verbatim; the rules of `server.protocol` hold.
 
-`cache_control` may stand anywhere and says nothing here: the prefix cache is automatic. It is read
-by nobody, like every unknown field. Content is checked here only to be text or a list of objects;
+`cache_control` may stand anywhere and decides nothing, for the prefix cache is automatic: only
+`cache_marks` reads it. Content is checked here only to be text or a list of objects;
 `blocks` knows which blocks may stand where.
 """
 

@@ -14,6 +14,7 @@ from server.exchange import Exchange
 from server.json_body import decode_json
 from server.media_wait import AwaitsMedia, then
 from server.messages.answer import MessageAnswer
+from server.messages.cache_marks import marks_cache
 from server.messages.convert import num_prompt_tokens, valid_chat
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
@@ -28,7 +29,9 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
     """The two routes; their exchanges have to come from `fault.exchange_for`."""
 
     def read_message(body: bytes) -> Draft | AwaitsMedia[Draft]:
-        request = parse_wire(MessagesRequest, decode_json(body))
+        given = decode_json(body)
+        request = parse_wire(MessagesRequest, given)
+        tells_cache_writes = marks_cache(given)
 
         def draft(valid: ValidChat) -> Draft:
             drafted = draft_chat(
@@ -37,7 +40,9 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
                 model=request.model or site.served_names[0],
                 system_fingerprint=site.fingerprint,
             )
-            return dataclasses.replace(drafted, id_prefix="msg_")
+            return dataclasses.replace(
+                drafted, id_prefix="msg_", tells_cache_writes=tells_cache_writes
+            )
 
         return then(valid_chat(request, site.validator), draft)
 

@@ -128,11 +128,15 @@ class MessageEvents:
 
 
 def usage_json(usage: dict[str, Any]) -> dict[str, int]:
-    """Usage as Anthropic counts it: the input that came out of the cache stands by itself."""
+    """Usage as Anthropic counts it: what came out of the cache, or went into it, is not input.
+
+    What went into it is told where the request has marks, and is input elsewhere.
+    """
     num_cached = usage["prompt_tokens_details"]["cached_tokens"]
+    num_saved = usage["prompt_tokens_details"].get("cache_write_tokens", 0)
     return {
-        "input_tokens": usage["prompt_tokens"] - num_cached,
-        "cache_creation_input_tokens": 0,  # filling the cache is part of every prefill
+        "input_tokens": usage["prompt_tokens"] - num_cached - num_saved,
+        "cache_creation_input_tokens": num_saved,
         "cache_read_input_tokens": num_cached,
         "output_tokens": usage["completion_tokens"],
     }

@@ -36,6 +36,10 @@ SERIES = {
     "deltaserve:kv_pages",
     "deltaserve:state_slots_used",
     "deltaserve:state_slots",
+    "deltaserve:kv_pages_cached",
+    "deltaserve:saved_states",
+    "deltaserve:saved_state_slots",
+    "deltaserve:saved_state_evictions_total",
     "deltaserve:rejections_total",
     "deltaserve:engine_restarts_total",
     "deltaserve:step_seconds_count",
@@ -135,6 +139,11 @@ async def test_engine_stats_are_read_at_the_scrape(
         num_pages=20,
         num_slots_used=2,
         num_slots=8,
+        num_pages_cached=7,
+        num_states_saved=3,
+        num_saved_slots=9,
+        num_state_evictions=6,
+        prefix_lookups={"whole": 2, "new": 11},
         num_preemptions=4,
         num_restarts=1,
         new_step_tokens=(64, 2),
@@ -148,6 +157,12 @@ async def test_engine_stats_are_read_at_the_scrape(
     assert found["vllm:kv_cache_usage_perc"] == 0.25
     assert found["deltaserve:kv_pages_used"] == 5
     assert found["deltaserve:state_slots"] == 8
+    assert found["deltaserve:kv_pages_cached"] == 7
+    assert found["deltaserve:saved_states"] == 3
+    assert found["deltaserve:saved_state_slots"] == 9
+    assert found["deltaserve:saved_state_evictions_total"] == 6
+    assert found["deltaserve:prefix_cache_lookups_total{found=whole}"] == 2
+    assert found["deltaserve:prefix_cache_lookups_total{found=new}"] == 11
     assert found["vllm:num_preemptions_total"] == 4
     assert found["deltaserve:engine_restarts_total"] == 1
     assert found["vllm:iteration_tokens_total_count"] == 2
