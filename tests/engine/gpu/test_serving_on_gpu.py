@@ -18,7 +18,7 @@ from engine.request import Request, SamplingParams
 from engine.runner.runner import Runner
 from tests.checkpoints import NUM_REAL_TOKENS, Oracle
 from tests.engine.gpu.checkpoints_on_gpu import NUM_SEQS, build_on_gpu
-from tests.engine.inprocess import Outcome, greedy, serve
+from tests.engine.inprocess import Outcome, greedy, serve, serve_again
 from tests.engine.runner.driver import Life, book, plan_step, run_all
 
 LENGTHS = (1, 2, 63, 64, 65, 100, 128, 129, 200, 420, 700)
@@ -46,8 +46,12 @@ def prompts(seed: int) -> dict[str, list[int]]:
 
 
 def served(runner: Launcher, requests: Sequence[Request], how: str) -> Outcome:
-    chunk = {"together": 1024, "chunked": 80, "preempted": 512}[how]
+    chunk = {"together": 1024, "chunked": 80, "preempted": 512, "cached": 80}[how]
     num_pages = 22 if how == "preempted" else 80
+    if how == "cached":
+        return serve_again(
+            runner, requests, num_pages=80, num_slots=NUM_SEQS, max_step_tokens=chunk
+        )
     outcome = serve(
         runner, requests, num_pages=num_pages, num_slots=NUM_SEQS, max_step_tokens=chunk
     )
@@ -62,7 +66,7 @@ def test_text_is_transformers(kind: str, dtype: str, request: pytest.FixtureRequ
     oracle: Oracle = request.getfixturevalue(f"tiny_{kind}_oracle")
     built = build_on_gpu(folder, dtype)
     texts: dict[str, dict[str, list[int]]] = {}
-    for how in ("together", "chunked", "preempted"):
+    for how in ("together", "chunked", "preempted", "cached"):
         requests = [greedy(name, ids, NUM_OUTPUT) for name, ids in prompts(7).items()]
         outcome = served(built.runner, requests, how)
         texts[how] = {request.id: outcome.ids(request.id) for request in requests}
