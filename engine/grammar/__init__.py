@@ -4,6 +4,7 @@ spec        GrammarSpec, what crosses the process boundary
 vocabulary  the bytes behind the ids
 compiler    grammar text -> compiled, with a bounded cache
 matcher     one answer: ids in, masks out
+waiting     the free text before a grammar begins
 numbers     JSON numbers are kept short and finite
 rows        one matcher per running sequence, computed beside the model
 bits        masks as words

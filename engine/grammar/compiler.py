@@ -11,11 +11,12 @@ from collections import OrderedDict
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 
-from engine.grammar.bits import Mask, packed
+from engine.grammar.bits import packed
 from engine.grammar.matcher import GrammarError, Matcher
 from engine.grammar.numbers import NumberBound, NumberTokens
 from engine.grammar.spec import GrammarSpec
 from engine.grammar.vocabulary import Vocabulary
+from engine.grammar.waiting import FreeText
 
 MAX_COMPILED = 64  # grammars kept
 
@@ -35,6 +36,7 @@ class GrammarCompiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._free_texts: dict[tuple[int, tuple[int, ...]], FreeText] = {}
         self._lock = threading.Lock()
         self._number_tokens = NumberTokens(vocabulary)
         real = np.array([bool(text) for text in vocabulary.token_bytes], dtype=np.bool_)
@@ -47,9 +49,8 @@ class GrammarCompiler:
         matcher = Matcher(
             self._compile(spec.grammar).deep_copy(),
             self.vocabulary,
-            spec,
             usable=self._usable,
-            waiting_mask=self._waiting_mask(spec),
+            free_text=self._free_text(spec),
             numbers=NumberBound(self._number_tokens) if spec.bounds_numbers else None,
         )
         for token_id in output_ids:
@@ -73,12 +74,14 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
         return compiled
 
-    def _waiting_mask(self, spec: GrammarSpec) -> Mask | None:
-        """Everything but the ends of an answer and what the spec bans before its beginning."""
+    def _free_text(self, spec: GrammarSpec) -> FreeText | None:
         if spec.after_token_id is None:
             return None
-        if not spec.banned_before:
-            return self._free
-        banned = np.zeros(self.vocabulary.num_rows, dtype=np.bool_)
-        banned[list(spec.banned_before)] = True
-        return self._free & ~packed(banned, num_words=self.vocabulary.num_words)
+        kind = (spec.after_token_id, spec.banned_before)
+        with self._lock:
+            known = self._free_texts.get(kind)
+        if known is None:  # of a model there are two: with tools, and without
+            known = FreeText(self.vocabulary, spec, free=self._free)
+            with self._lock:
+                self._free_texts[kind] = known
+        return known

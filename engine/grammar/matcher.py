@@ -10,8 +10,8 @@ from llguidance import LLMatcher
 
 from engine.grammar.bits import Mask, allow
 from engine.grammar.numbers import NumberBound
-from engine.grammar.spec import GrammarSpec
 from engine.grammar.vocabulary import Vocabulary
+from engine.grammar.waiting import FreeText
 
 
 class GrammarError(Exception):
@@ -25,36 +25,36 @@ class Matcher:
         self,
         matcher: LLMatcher,
         vocabulary: Vocabulary,
-        spec: GrammarSpec,
         *,
         usable: Mask,
-        waiting_mask: Mask | None,
+        free_text: FreeText | None,
         numbers: NumberBound | None,
     ) -> None:
-        """`waiting_mask` is what is allowed before `spec.after_token_id`.
+        """`free_text` stands before the grammar's beginning; None: it begins at once.
 
         No id outside `usable` is ever allowed: a client's grammar can name any id of the engine.
         """
         self._matcher = matcher
         self._vocabulary = vocabulary
-        self._after_token_id = spec.after_token_id
         self._usable = usable
-        self._waiting_mask = waiting_mask
+        self._free_text = free_text  # None: the grammar has begun
+        self._tail = b""  # of the free text
         self._ended = False  # by an end token
         self._numbers = numbers
 
     @property
     def is_finished(self) -> bool:
         """Whether nothing but an end token may follow."""
-        if self._waiting_mask is not None or self._matcher.is_error():
+        if self._free_text is not None or self._matcher.is_error():
             return False
         return self._ended or self._matcher.is_stopped()
 
     def accept(self, token_id: int) -> bool:
         """Take the next token of the answer. False: the grammar does not allow it here."""
-        if self._waiting_mask is not None:
-            if token_id == self._after_token_id:
-                self._waiting_mask = None
+        if self._free_text is not None:
+            self._tail = self._free_text.after(self._tail, token_id)
+            if token_id == self._free_text.end_id:
+                self._free_text = None
             return True
         if self._ended:
             return token_id in self._vocabulary.eos_ids
@@ -72,8 +72,8 @@ class Matcher:
         assert mask_row.dtype == np.int32
         assert mask_row.shape == (self._vocabulary.num_words,)
         assert mask_row.flags.c_contiguous
-        if self._waiting_mask is not None:
-            mask_row[:] = self._waiting_mask
+        if self._free_text is not None:
+            self._free_text.fill(mask_row, self._tail)
             return
         if self._ended:
             mask_row[:] = 0

@@ -11,7 +11,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     its letters alike. Where only one text can follow, only its own tokens are allowed.
 
     Before `after_token_id` was generated nothing is constrained but what would lead past it: the
-    ids that end an answer and those in `banned_before` are banned.
+    ids that end an answer and those in `banned_before` are banned, and so is whatever would spell
+    one of these tags by other tokens.
     """
 
     grammar: str

@@ -34,6 +34,7 @@ class Vocabulary:
         self.num_rows = num_rows
         self.num_words = (num_rows + 31) // 32  # int32 words of one mask
         self.eos_ids = eos_ids
+        self.names = token_bytes  # what stands for each token in text that hides none
         self.token_bytes = [
             b"" if i in special_ids or i in eos_ids else text for i, text in enumerate(token_bytes)
         ]

@@ -124,6 +124,38 @@ def test_forced_calls(server: LiveServer, thinks: bool, seed: int) -> None:
             assert arguments["days"] in range(1, 10)
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("forced", ["json_object", "required"])
+def test_tags_that_other_tokens_spell_end_no_thinking(
+    server: LiveServer, forced: str, seed: int
+) -> None:
+    """Where it is free, the model may write nothing but the pieces of `</think>` and braces."""
+    words = ("</", "think", ">", "{", "}")
+    found = [server.post("/tokenize", {"prompt": word}).json()["tokens"] for word in words]
+    fields: dict[str, Any] = {"response_format": {"type": "json_object"}}
+    if forced == "required":
+        fields = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    choice = answer(
+        server,
+        seed=seed,
+        temperature=2,
+        frequency_penalty=2,  # so that no piece comes much oftener than the others
+        allowed_token_ids=sorted({token_id for ids in found for token_id in ids}),
+        thinking_token_budget=150,
+        max_tokens=800,
+        **fields,
+    )
+    message = choice["message"]
+    assert message["reasoning_content"]
+    if forced == "required":
+        assert not message["content"]
+        assert choice["finish_reason"] == "tool_calls"
+        for call in message["tool_calls"]:
+            assert isinstance(json.loads(call["function"]["arguments"]), dict)
+    else:
+        assert isinstance(json.loads(message["content"]), dict)
+
+
 def test_streamed_equals_whole(server: LiveServer) -> None:
     body: dict[str, Any] = {
         "messages": ASK,

@@ -73,13 +73,41 @@ def test_nothing_but_ends_is_banned_before_the_grammar_begins(babbler: Babbler):
     matcher = babbler.compiler.matcher(spec)
     real = {i for i, text in enumerate(babbler.vocabulary.token_bytes) if text}
     assert set(babbler.allowed(matcher)) == real - {call}
-    for token_id in babbler.encode("12, <think> anything </thin"):
+    for token_id in babbler.encode("12, <think> anything <thin"):
         assert matcher.accept(token_id)
     assert set(babbler.allowed(matcher)) == real - {call}
     assert not matcher.is_finished
     assert matcher.accept(end_think)
     assert babbler.id_of("1") not in babbler.allowed(matcher)
     assert babbler.id_of("q") in babbler.allowed(matcher)
+
+
+@pytest.mark.parametrize("tag", ["</think>", "<tool_call>"])
+def test_only_its_own_token_completes_a_tag_before_the_grammar_begins(babbler: Babbler, tag: str):
+    end_think, call = babbler.id_of("</think>"), babbler.id_of("<tool_call>")
+    spec = GrammarSpec(grammar=WORD.grammar, after_token_id=end_think, banned_before=(call,))
+    texts = babbler.vocabulary.token_bytes
+    free = {i for i, text in enumerate(texts) if text} - {call}
+    for begun in range(1, len(tag)):
+        for before in ("", "so ", "<", "</", "</think", "<tool_"):
+            ids = [babbler.id_of(char) for char in (before + tag[:begun]).replace(" ", "Ġ")]
+            matcher = babbler.compiler.matcher(spec, tuple(ids))
+            rest = tag[begun:].encode()
+            completing = {i for i in free if texts[i].startswith(rest)}
+            assert babbler.id_of(tag[begun]) in completing or len(rest) > 1
+            assert set(babbler.allowed(matcher)) == free - completing
+            if len(rest) > 1:  # and another letter makes it text
+                assert matcher.accept(babbler.id_of("Z"))
+                assert set(babbler.allowed(matcher)) == free
+
+
+def test_a_begun_tag_does_not_hide_the_token_of_the_tag(babbler: Babbler):
+    end_think = babbler.id_of("</think>")
+    spec = GrammarSpec(grammar=WORD.grammar, after_token_id=end_think)
+    matcher = babbler.compiler.matcher(spec, tuple(babbler.id_of(char) for char in "</thi"))
+    assert end_think in babbler.allowed(matcher)
+    assert matcher.accept(end_think)
+    assert babbler.id_of("1") not in babbler.allowed(matcher)
 
 
 @pytest.mark.parametrize("after", [False, True])
