@@ -71,6 +71,7 @@ class ChatChoice:
             thinking=valid.thinking,
             tools=valid.tools,
             max_calls=None if valid.parallel_tool_calls else 1,
+            content_is_bound=valid.content_is_bound,
         )
         self._shows_reasoning = valid.include_reasoning
         self._wants_logprobs = valid.logprobs

@@ -68,6 +68,7 @@ class ValidChat:
     # or `tool_choice: "none"`: then all text is verbatim.
     tools: tuple[dict[str, Any], ...] | None
     thinking: bool  # the prompt ends inside an open <think> block
+    content_is_bound: bool = False  # by a grammar
     include_reasoning: bool = True
     parallel_tool_calls: bool = True
     logprobs: bool = False  # `generation.sampling.num_logprobs` is then set

@@ -19,7 +19,7 @@ import msgspec
 from engine import Media, ModelConfig, SamplingParams
 from server.chat_prompt import MAX_CHARS_PER_TOKEN, ChatPrompter, check_chars
 from server.checkpoint_text import GenerationDefaults
-from server.constraints import FIELDS, ConstraintReader
+from server.constraints import FIELDS, ConstraintReader, binds_content
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
 from server.media.loaded import MediaRef
@@ -181,6 +181,7 @@ class Validator:
             stream=stream,
             tools=tools,
             thinking=thinking,
+            content_is_bound=binds_content(_constraint_fields(request)),
             include_reasoning=request.include_reasoning,
             parallel_tool_calls=request.parallel_tool_calls,
             logprobs=request.logprobs,
@@ -323,7 +324,7 @@ class Validator:
         thinking: bool,
     ) -> SamplingParams:
         """`sampling` with what the answer has to look like, if the request says so."""
-        fields = {name: getattr(request, name, None) for name in FIELDS}
+        fields = _constraint_fields(request)
         close_id = self._tokenizer.id_of(THINK_CLOSE) if thinking else None
         spec = self._constraints.read(
             fields, after_token_id=close_id, call_token_id=self._tokenizer.id_of(CALL_OPEN)
@@ -384,6 +385,10 @@ def _stream_options(request: SamplingFields) -> StreamOptions | None:
         include_usage=options.include_usage,
         continuous_usage=options.include_usage and options.continuous_usage_stats,
     )
+
+
+def _constraint_fields(request: ChatCompletionRequest | CompletionRequest) -> dict[str, Any]:
+    return {name: getattr(request, name, None) for name in FIELDS}
 
 
 def _chat_logprobs(request: ChatCompletionRequest) -> int | None:

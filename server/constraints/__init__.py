@@ -10,6 +10,6 @@ checker   compiles what came out in a process that can be killed (`worker`)
 """
 
 from server.constraints.checker import GrammarChecker
-from server.constraints.reader import FIELDS, ConstraintReader
+from server.constraints.reader import FIELDS, ConstraintReader, binds_content
 
-__all__ = ["FIELDS", "ConstraintReader", "GrammarChecker"]
+__all__ = ["FIELDS", "ConstraintReader", "GrammarChecker", "binds_content"]

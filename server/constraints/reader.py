@@ -6,8 +6,8 @@ that are called. At most one of the first two; with tools that may but need not 
 is either that or calls.
 
 Where the model thinks first, the grammar begins behind `</think>`, and with the blank line that the
-model writes there. Before, ends of the answer are banned, and `<tool_call>` where a call has to fit
-a schema, since a call would end the thinking. With nothing but strict tools there is no content to
+model writes there. Before, ends of the answer are banned, and `<tool_call>`, since a call would end
+the thinking. With nothing but strict tools there is no content to
 bind: then the grammar covers the thinking too, and leaves all text free up to a call.
 """
 
@@ -92,7 +92,7 @@ class ConstraintReader:
             at_most = 1 if one_call else None
             if content is not None:
                 spec = self._either(content, CallGrammar(tools, strict), at_most, after_token_id)
-                return _banning(spec, banned if strict else ())
+                return _banning(spec, banned)
             if not strict:
                 return None
             calls = CallGrammar(tools, strict)
@@ -285,6 +285,15 @@ def _nested(start: str, client: str) -> str:
     """A grammar that holds a client's, which has a `start` and names of its own."""
     inner = {"name": "client", "lark_grammar": client}
     return json_text({"grammars": [{"lark_grammar": start}, inner]})
+
+
+def binds_content(request: Mapping[str, Any]) -> bool:
+    """Whether valid fields bind all of an answer's text, and not only tags in it."""
+    wanted = {kind: request.get(field) for field, kind in _ALIASES.items()}
+    wanted |= cast(dict[str, Any], request.get("structured_outputs") or {})
+    kind = cast(dict[str, Any], request.get("response_format") or {}).get("type")
+    binds = {name for name, value in wanted.items() if value not in (None, False)} & set(KINDS)
+    return kind in ("json_object", "json_schema") or bool(binds - {"structural_tag"})
 
 
 def _banning(spec: GrammarSpec, token_ids: tuple[int, ...]) -> GrammarSpec:

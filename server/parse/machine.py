@@ -35,7 +35,8 @@ class OutputParser:
 
     `thinking` says that the prompt ends inside an open think block. Without `tools` (OpenAI tool
     definitions) there are no calls: their markup is text like any other. Calls after the first
-    `max_calls` are read but not reported.
+    `max_calls` are read but not reported. `content_is_bound`: a grammar says what content looks
+    like, or has calls in its place; tags in it are part of what was asked for, and text.
 
     >>> weather = {
     ...     "type": "function",
@@ -74,10 +75,12 @@ class OutputParser:
         thinking: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         max_calls: int | None = None,
+        content_is_bound: bool = False,
     ) -> None:
         functions = [tool["function"] for tool in tools or ()]
         self._tools = {f["name"]: Parameters(f.get("parameters")) for f in functions}
         self._max_calls = max_calls
+        self._content_is_bound = content_is_bound
         self._lexer = Lexer(calls=bool(functions))
         self._events: list[Event] = []
         self._thinking = thinking
@@ -142,7 +145,7 @@ class OutputParser:
     def _start(self, lexeme: Lexeme) -> None:
         if lexeme.kind is Kind.TEXT and not lexeme.raw.strip("\n"):
             self._num_newlines += len(lexeme.raw)
-        elif lexeme.kind is Kind.THINK:
+        elif lexeme.kind is Kind.THINK and (self._thinking or not self._content_is_bound):
             self._enter_reasoning()
         else:
             self._leave_start()
@@ -166,7 +169,7 @@ class OutputParser:
     def _content(self, lexeme: Lexeme) -> None:
         if self._opener and self._follow_opener(lexeme):
             return
-        if lexeme.kind is Kind.TEXT:
+        if lexeme.kind is Kind.TEXT or (self._content_is_bound and self._has_content):
             self._text(lexeme.raw)
             return
         match lexeme.kind:
@@ -179,7 +182,7 @@ class OutputParser:
                 self._in_block = self._in_block and lexeme.kind is not Kind.END_TOOL_CALL
             case Kind.END_TOOL_CALL if self._in_block:
                 self._in_block = False
-            case Kind.END_THINK if self._has_thought:
+            case Kind.END_THINK if self._has_thought and not self._content_is_bound:
                 pass
             case _:
                 self._text(lexeme.raw)

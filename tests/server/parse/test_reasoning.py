@@ -171,3 +171,25 @@ class TestStreaming:
         assert parser.in_reasoning
         parser.feed("<function=look>")
         assert not parser.in_reasoning
+
+
+class TestBoundContent:
+    """A grammar made the content what it is: nothing in it is markup."""
+
+    def test_tags_in_it_are_text(self):
+        for text in ('{"a": "</think>"}', '["<think>", "</think></think>"]', "</think>"):
+            bound = {"tools": None, "content_is_bound": True}
+            assert read(f"Hm.\n</think>\n\n{text}", thinking=True, **bound) == Answer("Hm.", text)
+            assert read(text, thinking=False, **bound) == Answer(None, text)
+
+    def test_at_its_beginning_a_think_tag_is_text(self):
+        text = "<think>\nIs this one?"
+        assert read(text, thinking=False, tools=None, content_is_bound=True) == Answer(None, text)
+        assert read(text, thinking=False, tools=None) == Answer("Is this one?")
+
+    def test_a_call_in_a_value_is_text_and_one_in_its_place_is_a_call(self):
+        call = "<tool_call>\n<function=look>\n</function>\n</tool_call>"
+        text = f'["{call}"]'
+        assert read(text, thinking=False, content_is_bound=True) == Answer(None, text)
+        found = read(f"Hm.\n</think>\n\n{call}", thinking=True, content_is_bound=True)
+        assert (found.reasoning, found.content, len(found.calls)) == ("Hm.", None, 1)
