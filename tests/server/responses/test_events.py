@@ -82,7 +82,7 @@ async def test_a_stream_of_text_is_these_events(
         "tool_choice": "auto",
         "tools": [],
         "top_logprobs": 0,
-        "top_p": 0.95,
+        "top_p": 1.0,
         "truncation": "disabled",
         "user": None,
         "output": [],
