@@ -36,6 +36,7 @@ _REASONS = frozenset(
         "queue_timeout",
         "request_timeout",
         "starting",
+        "too_many_connections",
     }
 )
 
@@ -64,7 +65,7 @@ class Metrics:
         )
         self._requests = Counter(
             "deltaserve:requests",
-            "HTTP requests for model work, by outcome",
+            "HTTP requests for model work, and refused ones, by outcome",
             ("model_name", "outcome"),
             registry=self._registry,
         )

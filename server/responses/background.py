@@ -31,7 +31,7 @@ from server.metrics import Metrics
 from server.responses.answer import ResponseAnswer
 from server.responses.read import ResponseDraft
 from server.responses.store import StoredItem, StoredResponse
-from server.responses.stream import Event, encoded, error_fields
+from server.responses.stream import Event, encoded, error_facts
 from server.valid import StreamOptions
 
 MAX_ENDED = 256
@@ -199,7 +199,9 @@ async def follow(job: Job, start: int, exchange: Exchange) -> None:
     reached = start
 
     def told(error: ErrorAnswer) -> bytes:
-        return encoded([{"type": "error", "sequence_number": reached, **error_fields(error)}])
+        facts = error_facts(error)
+        ours = {"type": "error", "sequence_number": reached, "error": facts}
+        return encoded([{**facts, **ours}])  # in both places where clients look
 
     exchange.error_events = told
     await exchange.start_stream()
