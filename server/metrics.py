@@ -36,6 +36,7 @@ _REASONS = frozenset(
         "queue_timeout",
         "request_timeout",
         "starting",
+        "stream_too_slow",
         "too_many_connections",
     }
 )

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from engine import EngineClient, QueueFull
+from engine import EngineClient, QueueFull, StreamTooSlow
 from server.answer import Usage
 from server.errors import INTERNAL_ERROR, ErrorAnswer, Unavailable, answer_to
 from server.exchange import Exchange, Scope
@@ -90,9 +90,7 @@ class _Log:
         """The events from number `start` on, several at a time, and the number behind each."""
         while True:
             if start < self.start:
-                raise Unavailable(
-                    "The stream fell too far behind the response.", code="stream_too_slow"
-                )
+                raise StreamTooSlow("its oldest events are gone")
             if start < self.end:
                 first = start - self.start
                 data = [self._events[i] for i in range(first, len(self._events))]
