@@ -14,12 +14,14 @@ from engine.errors import (
     QueueTimeout,
     RequestFailed,
     RequestTooLong,
+    StreamTooSlow,
 )
 from engine.grammar import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from engine.host_memory import available_bytes
 from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Media, Request, SamplingParams, TokenDelta, TokenLogprobs
 from engine.tokenizer import open_tokenizer, piece_bytes, read_config_file
+from engine.unread import UnreadBounds
 from engine.vision_config import VisionConfig
 
 __all__ = [
@@ -47,8 +49,10 @@ __all__ = [
     "RequestFailed",
     "RequestTooLong",
     "SamplingParams",
+    "StreamTooSlow",
     "TokenDelta",
     "TokenLogprobs",
+    "UnreadBounds",
     "VisionConfig",
     "Vocabulary",
     "available_bytes",

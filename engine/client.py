@@ -79,7 +79,7 @@ class EngineClient(Protocol):
 
         Deltas that pile up while the consumer is busy are merged into one. Closing the generator
         early cancels the request. Raises an `EngineError`; a `CallerError` only before any delta,
-        but for `GrammarStuck`.
+        but for `GrammarStuck`, and for `StreamTooSlow` when more piles up than may.
         """
         ...
 

@@ -1,11 +1,12 @@
 """What can go wrong in the engine, seen by its caller.
 
 EngineError
-├── CallerError              the request's own fault; all but GrammarStuck before any output
+├── CallerError              the request's own fault; but for the last two, before any output
 │   ├── RequestTooLong       could never fit in the memory there is          -> 400
 │   ├── QueueFull            the bound on waiting requests is reached         -> 429, try later
 │   ├── QueueTimeout         waited longer than the bound                     -> 503, try later
-│   └── GrammarStuck         its grammar ran into a limit or a dead end       -> 400
+│   ├── GrammarStuck         its grammar ran into a limit or a dead end       -> 400
+│   └── StreamTooSlow        nobody takes its output for too long             -> 408, in mid-stream
 └── EngineFault              ours; may come in the middle of a stream
     ├── RequestFailed        this request only; the engine goes on            -> 500
     ├── EngineStarting       weights are still loading                        -> 503, try later
@@ -37,6 +38,10 @@ class QueueTimeout(CallerError):
 
 class GrammarStuck(CallerError):
     code = "grammar_stuck"
+
+
+class StreamTooSlow(CallerError):
+    code = "stream_too_slow"  # raised by the server's end of the line: crosses no boundary
 
 
 class EngineFault(EngineError):

@@ -15,7 +15,14 @@ import zmq
 import zmq.asyncio
 
 from engine.client import EngineInfo, EngineState, EngineStats
-from engine.errors import BY_CODE, EngineDied, EngineError, EngineStarting, RequestFailed
+from engine.errors import (
+    BY_CODE,
+    EngineDied,
+    EngineError,
+    EngineStarting,
+    RequestFailed,
+    StreamTooSlow,
+)
 from engine.ipc import (
     Cancel,
     Deltas,
@@ -31,13 +38,14 @@ from engine.ipc import (
     encode,
 )
 from engine.request import Request, TokenDelta
+from engine.unread import Unread, UnreadBounds
 
 
 @dataclass(slots=True)
 class _Stream:
     """What arrived for one request and was not consumed yet."""
 
-    deltas: list[TokenDelta] = field(default_factory=list[TokenDelta])
+    unread: Unread
     error: EngineError | None = None
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -51,6 +59,7 @@ class EngineLink:
         name: bytes | None = None,
         on_ready: Callable[[EngineInfo], None] | None = None,
         on_stats: Callable[[EngineStats], None] | None = None,
+        unread_bounds: UnreadBounds | None = None,
     ) -> None:
         """`name` is what the engine knows this process by, unique among all that ever connect.
 
@@ -59,6 +68,7 @@ class EngineLink:
         self._name = name
         self._on_ready = on_ready
         self._on_stats = on_stats
+        self._unread_bounds = unread_bounds or UnreadBounds()
         self._state: EngineState = "starting"
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
@@ -134,17 +144,17 @@ class EngineLink:
             raise EngineStarting("the engine is starting")
         if self._state == "dead":
             raise EngineDied("the engine is not running")
-        stream = self._streams[request.id] = _Stream()
+        stream = self._streams[request.id] = _Stream(Unread(self._unread_bounds))
         self._send(Submit(request))
         over = False
         try:
             while not over:
                 await stream.arrived.wait()
                 stream.arrived.clear()
-                if stream.deltas:
-                    deltas, stream.deltas = stream.deltas, []
-                    over = deltas[-1].finish is not None
-                    yield _merge(deltas)
+                if stream.unread:
+                    delta = stream.unread.take()
+                    over = delta.finish is not None
+                    yield delta
                 if stream.error is not None:
                     over = True
                     raise stream.error
@@ -167,9 +177,7 @@ class EngineLink:
             match message:
                 case Deltas(deltas):
                     for delta in deltas:
-                        if stream := self._streams.get(delta.request_id):
-                            stream.deltas.append(delta)
-                            stream.arrived.set()
+                        self._keep(delta)
                 case Failed(request_id, code, text):
                     if stream := self._streams.get(request_id):
                         stream.error = BY_CODE[code](text)
@@ -178,6 +186,17 @@ class EngineLink:
                     self._note_heartbeat(stats, has_work)
                 case Ready(info):
                     self._note_ready(info)
+
+    def _keep(self, delta: TokenDelta) -> None:
+        stream = self._streams.get(delta.request_id)
+        if stream is None:
+            return
+        if not stream.unread.add(delta) and delta.finish is None:
+            del self._streams[delta.request_id]
+            stream.unread.clear()
+            stream.error = StreamTooSlow("nobody takes what the engine says")
+            self._send(Cancel(delta.request_id))
+        stream.arrived.set()
 
     def _note_ready(self, info: EngineInfo) -> None:
         self._info = info
@@ -202,15 +221,3 @@ class EngineLink:
         if self._socket is not None:
             # The high-water mark is off, so the future is done when this returns.
             self._socket.send(encode(message))
-
-
-def _merge(deltas: list[TokenDelta]) -> TokenDelta:
-    """One delta that says what several in a row said."""
-    if len(deltas) == 1:
-        return deltas[0]
-    return msgspec.structs.replace(
-        deltas[0],
-        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        logprobs=tuple(logprobs for delta in deltas for logprobs in delta.logprobs),
-        finish=deltas[-1].finish,
-    )

@@ -35,7 +35,10 @@ class SocketMailbox:
         """Bind `address`, an ipc:// endpoint in a folder that only this user can enter."""
         self._info = info
         self._socket = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # never drop: servers bound what they buffer
+        # Never drop, never wait. A server process takes what comes whatever its clients do, and
+        # bounds what they leave unread (`unread.py`). One that hangs can be owed no more than what
+        # the requests it had sent may still generate: it sends no others.
+        self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)

@@ -27,6 +27,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineDied
 from engine.ipc import Start
 from engine.link import EngineLink
+from engine.unread import UnreadBounds
 from engine.worker import EXIT_BAD_CONFIG, start_frame
 
 MAX_RESTARTS = 5
@@ -56,6 +57,7 @@ class EngineProcess:
         command: Sequence[str] = WORKER_COMMAND,
         stall_limit_s: float = 60.0,
         first_backoff_s: float = 1.0,
+        unread_bounds: UnreadBounds | None = None,
         on_stats: Callable[[EngineStats], None] | None = None,
         on_give_up: Callable[[], None] | None = None,
         on_started: Callable[[str], None] | None = None,
@@ -69,7 +71,9 @@ class EngineProcess:
         self._on_give_up = on_give_up
         self._on_started = on_started
         self._on_gone = on_gone
-        self.link = EngineLink(on_ready=self._note_ready, on_stats=on_stats)
+        self.link = EngineLink(
+            on_ready=self._note_ready, on_stats=on_stats, unread_bounds=unread_bounds
+        )
         self._first_ready: asyncio.Future[EngineInfo] | None = None
         self._folder: str | None = None
         self._child: asyncio.subprocess.Process | None = None

@@ -132,7 +132,7 @@ async def _run(
         )
     else:
         app = parts.app(engine.link, lifecycle=lifecycle, metrics=metrics)
-        front = AppFront(app, lifecycle, parts.limits)
+        front = AppFront(app, lifecycle, parts.limits, metrics)
 
     async def start() -> None:
         if pool is None:

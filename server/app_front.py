@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Generator
 
 import uvicorn
 
+from server.errors import ErrorAnswer
 from server.exchange import Receive, Scope, Send
 from server.http_limits import SPARE_CONNECTIONS, HttpLimits, limited_protocol
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from server.stop_orders import StopOrders
 
 ABORT_GRACE_S = 2.0  # for error events to leave after the drain's time is up
@@ -35,23 +37,30 @@ class _Server(uvicorn.Server):
 
 
 class AppFront:
-    """Serves `app`, whose requests in flight `lifecycle` knows."""
+    """Serves `app`, whose requests in flight `lifecycle` knows and `metrics` count."""
 
     def __init__(
         self,
         app: Application,
         lifecycle: Lifecycle,
         limits: HttpLimits,
+        metrics: Metrics,
         *,
         more_listeners: tuple[socket.socket, ...] = (),
     ) -> None:
         self._lifecycle = lifecycle
         self._more_listeners = more_listeners
         self._max_connections = limits.max_connections
+
+        def note_refusal(request_id: str, answer: ErrorAnswer) -> None:
+            metrics.count_error(answer)
+            reason = answer.code or answer.type
+            _log.info("%s refused by the connection: %d, %s", request_id, answer.status, reason)
+
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=limited_protocol(limits),
+                http=limited_protocol(limits, note_refusal),
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -1,4 +1,4 @@
-"""Who may ask. Denies by default: with a key set, only the probes are open.
+"""Who may ask. Denies by default: with a key set, only three of the probes are open.
 
 The decision looks at the raw path as it came over the wire, so that no decoding, prefix or Host
 header can make a guarded route look like an open one; and it is taken before the body is read.
@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from server.errors import BadRequest
 from server.exchange import Exchange
 
-PROBES = frozenset({b"/live", b"/ready", b"/health", b"/ping"})
+OPEN_PATHS = frozenset({b"/live", b"/ready", b"/health"})
+PROBES = OPEN_PATHS | {b"/ping"}  # what asks for health, often
 
 
 class Keyring:
@@ -20,7 +21,7 @@ class Keyring:
         self._keys = tuple(key.encode("utf-8") for key in keys)
         if not all(self._keys):
             raise ValueError("an API key must not be empty")
-        self._open_paths = PROBES | ({b"/metrics"} if open_metrics else set[bytes]())
+        self._open_paths = OPEN_PATHS | ({b"/metrics"} if open_metrics else set[bytes]())
 
     def check(self, raw_path: bytes, exchange: Exchange) -> None:
         """Raise a 401 unless the request may pass."""

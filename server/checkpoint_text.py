@@ -20,13 +20,12 @@ SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling values for requests that do not say; `temperature` 0 is greedy."""
+    """What generation_config.json says of answers; requests that name no temperature get this one.
+
+    The API has defaults of its own for the other sampling parameters. `temperature` 0 is greedy.
+    """
 
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
     eos_ids: frozenset[int] = frozenset()
 
 
@@ -66,31 +65,17 @@ def read_generation_defaults(model_dir: Path) -> GenerationDefaults:
     eos_ids = cast(list[Any], eos if isinstance(eos, list) else [] if eos is None else [eos])
     if not all(type(token_id) is int and token_id >= 0 for token_id in eos_ids):
         raise ValueError("generation_config.json: eos_token_id must hold token ids")
-    top_k = _number(config, "top_k", low=-1, high=2**31 - 1)
-    defaults = GenerationDefaults(
-        temperature=_number(config, "temperature", low=0.0, high=2.0, missing=1.0),
-        top_p=_number(config, "top_p", low=0.0, high=1.0, missing=1.0) or 1.0,
-        top_k=max(int(top_k), 0),
-        min_p=_number(config, "min_p", low=0.0, high=1.0),
-        repetition_penalty=(
-            _number(config, "repetition_penalty", low=0.0, high=2.0, missing=1.0) or 1.0
-        ),
-        eos_ids=frozenset(eos_ids),
-    )
-    if config.get("do_sample") is False:
-        return msgspec.structs.replace(defaults, temperature=0.0)
-    return defaults
+    temperature = 0.0 if config.get("do_sample") is False else _temperature(config)
+    return GenerationDefaults(temperature=temperature, eos_ids=frozenset(eos_ids))
 
 
-def _number(
-    config: dict[str, Any], name: str, *, low: float, high: float, missing: float = 0.0
-) -> float:
-    value = config.get(name)
+def _temperature(config: dict[str, Any]) -> float:
+    value = config.get("temperature")
     if value is None:
-        return missing
-    if type(value) not in (int, float) or not low <= value <= high:
-        logger.warning("generation_config.json: %s is not from %s to %s: ignored", name, low, high)
-        return missing
+        return 1.0
+    if type(value) not in (int, float) or not 0 <= value <= 2:
+        logger.warning("generation_config.json: temperature is not from 0 to 2: ignored")
+        return 1.0
     return float(value)
 
 

@@ -5,7 +5,7 @@ Exception
 │   └── WrongMethod                                                          -> 405
 ├── Unavailable      ours and passing: starting, draining, timed out         -> 503 + Retry-After
 ├── ClientGone       nobody is left to answer                                -> 499, in the log only
-└── EngineError      the engine's own tree (`engine/errors.py`)              -> 400, 429, 500, 503
+└── EngineError      the engine's own tree (`engine/errors.py`)              -> 4xx, 500 or 503
 
 Anything else is a bug of ours: 500 `internal_error`, whose text never reaches a client. Messages
 here are fixed sentences or come from `BadRequest`; no exception text passes through.
@@ -22,6 +22,7 @@ from engine import (
     QueueFull,
     QueueTimeout,
     RequestTooLong,
+    StreamTooSlow,
 )
 
 MAX_MESSAGE_CHARS = 600  # six JSON bytes each at worst: the body stays under 4 KiB
@@ -132,6 +133,8 @@ def answer_to(error: Exception) -> ErrorAnswer:
                 "The grammar or schema came to a point where nothing may follow.",
                 code=error.code,
             )
+        case StreamTooSlow():
+            return ErrorAnswer(408, "The stream was not read for too long.", code=error.code)
         case QueueFull():
             return ErrorAnswer(
                 429,

@@ -11,11 +11,14 @@ uvicorn's behaviour come with it, about clients that go away or still talk; a fo
 - garbage after a request never lands in the middle of the running answer;
 - a request that offers an upgrade is served without it, its body included.
 
+What is answered here never reaches the application, which counts and logs all else: it is told to
+`NoteRefusal`.
 The size of bodies and the pauses inside them are `body.py`'s: they need no protocol.
 """
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
@@ -33,6 +36,8 @@ from server.auth import PROBES
 from server.errors import ErrorAnswer
 from server.exchange import Receive, Scope, Send
 from server.messages.fault import MessagesExchange, exchange_for, messages_error
+
+NoteRefusal = Callable[[str, ErrorAnswer], None]  # the answer's request id, the answer
 
 LINGER_S = 2.0  # how long a refused client may go on sending before the connection is cut
 SPARE_CONNECTIONS = 64  # above the bound, so that probes and 503s still get through
@@ -75,13 +80,14 @@ _BAD_HTTP = ErrorAnswer(400, "The request is not valid HTTP.")
 _HEAD_TIMEOUT = ErrorAnswer(408, "The request headers did not arrive in time.")
 
 
-def limited_protocol(limits: HttpLimits) -> type[asyncio.Protocol]:
+def limited_protocol(limits: HttpLimits, note_refusal: NoteRefusal) -> type[asyncio.Protocol]:
     """The protocol class for `uvicorn.Config(http=...)`."""
 
     class BoundProtocol(LimitedProtocol):
         pass
 
     BoundProtocol.limits = limits
+    BoundProtocol.note_refusal = staticmethod(note_refusal)
     return BoundProtocol
 
 
@@ -92,7 +98,8 @@ class _Phase(Enum):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    limits: ClassVar[HttpLimits] = HttpLimits()
+    limits: ClassVar[HttpLimits]
+    note_refusal: ClassVar[NoteRefusal]
 
     def __init__(
         self,
@@ -248,7 +255,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         if self._is_over and cycle.scope["raw_path"] not in PROBES:
-            app = _too_many_connections
+            app = self._say_too_many
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -273,8 +280,19 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
             running.disconnected = True
             running.message_event.set()
-        self.transport.write(_raw_answer(answer))
+        request_id = uuid.uuid4().hex
+        self.transport.write(_raw_answer(answer, request_id))
         self.transport.close()
+        self.note_refusal(request_id, answer)
+
+    async def _say_too_many(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_for(scope, receive, send)
+        answer = TOO_MANY_CONNECTIONS
+        if isinstance(exchange, MessagesExchange):
+            answer = messages_error(answer)
+        headers = [(b"connection", b"close"), *answer.headers()]
+        self.note_refusal(exchange.request_id, TOO_MANY_CONNECTIONS)
+        await exchange.reply(answer.body(), status=answer.status, headers=headers)
 
     # Clocks
 
@@ -380,26 +398,14 @@ class LingeringTransport(asyncio.Transport):
         self._transport.resume_reading()
 
 
-def _headers(answer: ErrorAnswer, body: bytes) -> list[tuple[bytes, bytes]]:
-    return [
+def _raw_answer(answer: ErrorAnswer, request_id: str) -> bytes:
+    body = answer.body()
+    headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", uuid.uuid4().hex.encode()),
+        (b"x-request-id", request_id.encode()),
         (b"connection", b"close"),
         *answer.headers(),
     ]
-
-
-def _raw_answer(answer: ErrorAnswer) -> bytes:
-    body = answer.body()
-    lines = [name + b": " + value + b"\r\n" for name, value in _headers(answer, body)]
+    lines = [name + b": " + value + b"\r\n" for name, value in headers]
     return b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", body])
-
-
-async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
-    exchange = exchange_for(scope, receive, send)
-    answer = TOO_MANY_CONNECTIONS
-    if isinstance(exchange, MessagesExchange):
-        answer = messages_error(answer)
-    headers = [(b"connection", b"close"), *answer.headers()]
-    await exchange.reply(answer.body(), status=answer.status, headers=headers)

@@ -36,6 +36,8 @@ _REASONS = frozenset(
         "queue_timeout",
         "request_timeout",
         "starting",
+        "stream_too_slow",
+        "too_many_connections",
     }
 )
 
@@ -64,7 +66,7 @@ class Metrics:
         )
         self._requests = Counter(
             "deltaserve:requests",
-            "HTTP requests for model work, by outcome",
+            "HTTP requests for model work, and refused ones, by outcome",
             ("model_name", "outcome"),
             registry=self._registry,
         )

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.auth import PROBES
+from server.auth import OPEN_PATHS
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.openapi_schemas import ANSWERS, EXAMPLES, FIELDS
@@ -45,7 +45,10 @@ _REASONS = {
     429: "Too many requests are waiting",
     431: "The headers are too large",
     500: "The server failed",
-    503: "The server is starting, draining or too busy",
+    503: (
+        "The server is starting or draining, its engine is dead, too many connections are open, or "
+        "the request took too long; error.code says which"
+    ),
 }
 _DESCRIPTION = (
     "Every answer carries x-request-id. An optional field that is null has its default; unknown "
@@ -166,7 +169,7 @@ def openapi_document(
     version: str, *, has_keys: bool = True, open_metrics: bool = False
 ) -> dict[str, Any]:
     """`has_keys`: the server asks for an API key, on /metrics unless `open_metrics`."""
-    open_paths = {path.decode() for path in PROBES} | ({"/metrics"} if open_metrics else set())
+    open_paths = {path.decode() for path in OPEN_PATHS} | ({"/metrics"} if open_metrics else set())
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {"title": "deltaserve", "version": version, "description": _DESCRIPTION},

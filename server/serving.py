@@ -23,6 +23,7 @@ from server.app import App
 from server.app_front import AppFront
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from server.stop_orders import StopOrders
 
 _log = logging.getLogger("deltaserve.serving")
@@ -48,6 +49,7 @@ async def serve(
     app: App,
     *,
     lifecycle: Lifecycle,
+    metrics: Metrics,
     start: Callable[[], Coroutine[Any, Any, None]],
     stop: Callable[[], Awaitable[None]],
     host: str = "127.0.0.1",
@@ -60,7 +62,7 @@ async def serve(
 ) -> int:
     """Serve `app` from this process, as `serve_front` does it."""
     return await serve_front(
-        AppFront(app, lifecycle, limits or HttpLimits()),
+        AppFront(app, lifecycle, limits or HttpLimits(), metrics),
         lifecycle=lifecycle,
         start=start,
         stop=stop,

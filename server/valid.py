@@ -1,6 +1,6 @@
 """What is left of a request once `validate` is through with it. After this nobody checks again.
 
-Values here are complete: defaults of the checkpoint's generation config are filled in, the prompt
+Values here are complete: defaults are filled in, the prompt
 is tokenised, limits hold, and stop strings and ids are final.
 """
 

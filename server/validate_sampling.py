@@ -1,9 +1,8 @@
-"""Sampling parameters of a request: the checkpoint's defaults filled in, every id in range."""
+"""Sampling parameters of a request: the checkpoint's temperature filled in, every id in range."""
 
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 
@@ -15,11 +14,10 @@ from server.protocol import MAX_BAD_WORD_CHARS, MAX_BREAKER_CHARS, SamplingField
 from server.repetition import RepetitionRule
 from server.tokenizer import Tokenizer
 
-# Below these, fp32 logits overflow when divided: a temperature this low is the argmax.
+# Past these, fp32 logits overflow when divided or multiplied. A temperature this low is the argmax.
 GREEDY_TEMPERATURE = 1e-5
 MIN_REPETITION_PENALTY = 1e-5
-
-Number = TypeVar("Number", int, float)
+MAX_REPETITION_PENALTY = 1e5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +42,11 @@ class SamplingRules:
         num_prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """The parameters of choice 0; `max_tokens` and `min_tokens` fit the window already."""
-        defaults = self.defaults
-        temperature = _chosen(request.temperature, defaults.temperature)
+        temperature = request.temperature
+        if temperature is None:
+            temperature = self.defaults.temperature
         greedy = temperature < GREEDY_TEMPERATURE
-        top_k = max(_chosen(request.top_k, defaults.top_k), 0)
+        top_k = max(request.top_k, 0)
         stop_token_ids = self.checked_ids(request.stop_token_ids, "stop_token_ids")
         if not request.ignore_eos:
             stop_token_ids = tuple(sorted(self.eos_ids.union(stop_token_ids)))
@@ -57,11 +56,10 @@ class SamplingRules:
             seed=self.seed_of(request),
             temperature=0.0 if greedy else temperature,
             top_k=0 if greedy or top_k >= self.vocab_size else top_k,
-            top_p=1.0 if greedy else _chosen(request.top_p, defaults.top_p),
-            min_p=0.0 if greedy else _chosen(request.min_p, defaults.min_p),
-            repetition_penalty=max(
-                _chosen(request.repetition_penalty, defaults.repetition_penalty),
-                MIN_REPETITION_PENALTY,
+            top_p=1.0 if greedy else request.top_p,
+            min_p=0.0 if greedy else request.min_p,
+            repetition_penalty=min(
+                max(request.repetition_penalty, MIN_REPETITION_PENALTY), MAX_REPETITION_PENALTY
             ),
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
@@ -185,7 +183,3 @@ class SamplingRules:
                 "allowed_token_ids, bad_words and min_tokens leave no token to generate",
                 param="allowed_token_ids" if allowed is not None else "bad_words",
             )
-
-
-def _chosen(wanted: Number | None, default: Number) -> Number:
-    return default if wanted is None else wanted

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from engine import EngineClient, QueueFull
+from engine import EngineClient, QueueFull, StreamTooSlow
 from server.answer import Usage
 from server.errors import INTERNAL_ERROR, ErrorAnswer, Unavailable, answer_to
 from server.exchange import Exchange, Scope
@@ -31,7 +31,7 @@ from server.metrics import Metrics
 from server.responses.answer import ResponseAnswer
 from server.responses.read import ResponseDraft
 from server.responses.store import StoredItem, StoredResponse
-from server.responses.stream import Event, encoded, error_fields
+from server.responses.stream import Event, encoded, error_facts
 from server.valid import StreamOptions
 
 MAX_ENDED = 256
@@ -90,9 +90,7 @@ class _Log:
         """The events from number `start` on, several at a time, and the number behind each."""
         while True:
             if start < self.start:
-                raise Unavailable(
-                    "The stream fell too far behind the response.", code="stream_too_slow"
-                )
+                raise StreamTooSlow("its oldest events are gone")
             if start < self.end:
                 first = start - self.start
                 data = [self._events[i] for i in range(first, len(self._events))]
@@ -199,7 +197,9 @@ async def follow(job: Job, start: int, exchange: Exchange) -> None:
     reached = start
 
     def told(error: ErrorAnswer) -> bytes:
-        return encoded([{"type": "error", "sequence_number": reached, **error_fields(error)}])
+        facts = error_facts(error)
+        ours = {"type": "error", "sequence_number": reached, "error": facts}
+        return encoded([{**facts, **ours}])  # in both places where clients look
 
     exchange.error_events = told
     await exchange.start_stream()

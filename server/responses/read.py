@@ -223,7 +223,7 @@ def _response_fields(
 ) -> dict[str, Any]:
     """What the response object repeats of the request, defaults filled in."""
     sampling = valid.generation.sampling
-    temperature, top_p = request.temperature, request.top_p
+    temperature = request.temperature
     reasoning = request.reasoning
     return {
         "background": request.background,
@@ -247,7 +247,7 @@ def _response_fields(
         "tool_choice": "auto" if request.tool_choice is None else request.tool_choice,
         "tools": request.tools or [],
         "top_logprobs": request.top_logprobs or 0,
-        "top_p": sampling.top_p if top_p is None else top_p,
+        "top_p": request.top_p,
         "truncation": request.truncation,
         "user": request.user,
     }

@@ -9,11 +9,12 @@ streamed and what is answered whole cannot differ. The order, for each item in t
         call:       function_call_arguments.delta...  .done
         reasoning:  reasoning_text.delta...  .done
       output_item.done
-    response.completed | response.incomplete | response.failed error
+    response.completed | response.incomplete | response.failed
 
 One that runs in the background begins with `response.created response.queued`, and
 `response.in_progress` is when its turn has come. A response that was cancelled ends with
-`response.incomplete`, its status being `cancelled`: there is no event of its own for that.
+`response.incomplete`, its status being `cancelled`: there is no event of its own for that. No
+`error` comes after `response.failed`: it has an `error` of its own, at which OpenAI's SDKs raise.
 
 An item ends when the next begins or the answer ends. Every item ends `completed` but the last of a
 cut answer, unless that is a call whose arguments are whole. An answer without any text is one empty
@@ -122,15 +123,12 @@ class ResponseEvents:
         return events
 
     def fail(self, error: ErrorAnswer) -> list[Event]:
-        """End the answer with an error, told in both ways that clients look for it."""
+        """End the answer with an error, told in both places where clients look for it."""
         if self._items and self._items[-1].status == "in_progress":
             self._items[-1].status = "incomplete"
         self._response["status"] = "failed"
         self._response["error"] = {"code": error.code or error.type, "message": error.message}
-        return [
-            self._event("response.failed", response=self.response()),
-            self._event("error", **error_fields(error)),
-        ]
+        return [self._event("response.failed", response=self.response(), error=error_facts(error))]
 
     def response(self) -> dict[str, Any]:
         return {**self._response, "output": [item.as_json() for item in self._items]}
@@ -223,15 +221,14 @@ class ResponseEvents:
         return event
 
 
-def error_fields(error: ErrorAnswer) -> dict[str, Any]:
-    """What an `error` event says, in both places where clients look."""
-    facts = {
+def error_facts(error: ErrorAnswer) -> dict[str, Any]:
+    """The `error` of an event."""
+    return {
         "message": error.message,
         "type": error.type,
         "param": error.param,
         "code": error.code,
     }
-    return {"code": error.code, "message": error.message, "param": error.param, "error": facts}
 
 
 def _is_whole(arguments: str) -> bool:

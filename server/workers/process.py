@@ -141,6 +141,7 @@ async def _serve(line: ParentLine, start: Start, listener: socket.socket) -> int
             Relay(app, lifecycle, line.call, own_path=start.path),
             lifecycle,
             parts.limits,
+            metrics,
             more_listeners=(private,),
         ),
         listener,

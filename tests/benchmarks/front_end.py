@@ -301,6 +301,7 @@ async def serve_rounds(
     checker = GrammarChecker()
     limits = HttpLimits()
     lifecycle = Lifecycle(engine, request_timeout_s=limits.request_timeout_s)
+    metrics = Metrics(engine, model_name="tiny")
     app = create_app(
         engine,
         Validator(
@@ -317,7 +318,7 @@ async def serve_rounds(
         model_root="tiny",
         version="0",
         lifecycle=lifecycle,
-        metrics=Metrics(engine, model_name="tiny"),
+        metrics=metrics,
         limits=limits,
     )
     rounds = asyncio.create_task(engine.run_rounds(num_rounds_left))
@@ -330,7 +331,7 @@ async def serve_rounds(
         await rounds
 
     await run_front(
-        AppFront(app, lifecycle, limits),
+        AppFront(app, lifecycle, limits, metrics),
         listener,
         lifecycle=lifecycle,
         orders=StopOrders(),

@@ -23,10 +23,12 @@ from engine.errors import (
     QueueTimeout,
     RequestFailed,
     RequestTooLong,
+    StreamTooSlow,
 )
 from engine.link import EngineLink
 from engine.process import EngineProcess
 from engine.request import FinishReason, Media, Request
+from engine.unread import UnreadBounds
 from tests.engine import fake_worker
 from tests.engine.simulation import solo_run
 from tests.engine.test_scheduler import make_request
@@ -48,6 +50,7 @@ async def started(
     on_give_up: Callable[[], None] | None = None,
     on_started: Callable[[str], None] | None = None,
     on_gone: Callable[[str], None] | None = None,
+    unread_bounds: UnreadBounds | None = None,
 ) -> AsyncIterator[EngineProcess]:
     config = EngineConfig(
         model_dir="", num_real_tokens=97, max_waiting=max_waiting, queue_timeout_s=queue_timeout_s
@@ -61,6 +64,7 @@ async def started(
         on_give_up=on_give_up,
         on_started=on_started,
         on_gone=on_gone,
+        unread_bounds=unread_bounds,
     )
     await engine.start()
     try:
@@ -124,6 +128,38 @@ def test_deltas_merge_while_the_consumer_is_busy() -> None:
             assert rest.finish is FinishReason.LENGTH
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
+
+    run(test)
+
+
+def test_what_nobody_reads_is_given_up_and_others_go_on() -> None:
+    async def test() -> None:
+        bounds = UnreadBounds(max_deltas=4, max_bytes=400, patience_s=0.5)
+        async with started(unread_bounds=bounds) as engine:
+            unread = with_ids(make_request("not read", 5, 900), fake_worker.SLOW)
+            stream = engine.link.submit(unread)
+            await anext(stream)
+            other = healthy("read", 30, 60)
+            assert await generate(engine, other) == solo_run(other)
+            await until(lambda: engine.link.stats.num_running == 0)
+            assert engine.link.stats.num_steps < 900
+            await until(lambda: engine.link.stats.num_slots_used == 0)
+            with pytest.raises(StreamTooSlow):
+                await anext(stream)
+
+    run(test)
+
+
+def test_a_slow_reader_that_goes_on_reading_gets_everything() -> None:
+    async def test() -> None:
+        bounds = UnreadBounds(max_deltas=4, max_bytes=400, patience_s=60.0)
+        async with started(unread_bounds=bounds) as engine:
+            request = healthy("slow", 5, 300)
+            ids: list[int] = []
+            async for delta in engine.link.submit(request):
+                ids += delta.token_ids
+                await asyncio.sleep(0.02)
+            assert ids == solo_run(request)
 
     run(test)
 

@@ -154,6 +154,7 @@ async def serving(
         serve(
             server.app,
             lifecycle=server.lifecycle,
+            metrics=server.metrics,
             start=start,
             stop=stop,
             port=0,

@@ -113,6 +113,50 @@ async def test_what_is_not_http(live: Live, tokenizer: Tokenizer, data: bytes) -
     await check_usable(live, tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"no http\r\n\r\n", 400),
+        (b"GET /live HTTP/1.1\r\nhost", 408),
+        (get("/" + "p" * 70_000), 431),
+    ],
+)
+async def test_what_the_connection_refuses_is_counted_and_logged(
+    live: Live, caplog: pytest.LogCaptureFixture, data: bytes, status: int
+) -> None:
+    with caplog.at_level("INFO"):
+        reply = await live.ask(data)
+    reply.check_error(status)
+    assert counted(live, "deltaserve:client_errors_total", f'status="{status}"') == 1
+    assert counted(live, "deltaserve:requests_total", 'outcome="client_error"') == 1
+    (line,) = [r.message for r in caplog.records if reply.headers["x-request-id"] in r.message]
+    assert f" {status}," in line
+
+
+async def test_connections_over_the_bound_are_counted_and_logged(
+    validator: Validator, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = HttpLimits(max_connections=0)
+    async with serving(build_server(validator, tokenizer, limits=limits)) as live:
+        with caplog.at_level("INFO"):
+            reply = await live.ask(get("/v1/models"))
+            error = reply.check_error(503)
+        assert error["code"] == "too_many_connections"
+        assert counted(live, "deltaserve:rejections_total", 'reason="too_many_connections"') == 1
+        assert counted(live, "deltaserve:requests_total", 'outcome="rejected"') == 1
+        found = [r.message for r in caplog.records if reply.headers["x-request-id"] in r.message]
+        assert len(found) == 1
+        assert "too_many_connections" in found[0]
+
+
+def counted(live: Live, name: str, label: str) -> float:
+    """A counter's value; 0 if the label's series is not there."""
+    for line in live.server.metrics.render().decode().splitlines():
+        if line.startswith(name + "{") and label in line:
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
 async def test_trailers_do_not_become_headers(live: Live, tokenizer: Tokenizer) -> None:
     wire = await live.connect()
     await wire.send(

@@ -159,7 +159,12 @@ async def test_a_taken_port_is_one_line_and_code_1(
         taken.listen()
         port = taken.getsockname()[1]
         code = await serve(
-            server.app, lifecycle=server.lifecycle, start=nothing, stop=nothing, port=port
+            server.app,
+            lifecycle=server.lifecycle,
+            metrics=server.metrics,
+            start=nothing,
+            stop=nothing,
+            port=port,
         )
     assert code == 1
     assert f"127.0.0.1:{port}" in caplog.text
@@ -179,6 +184,7 @@ async def test_a_unix_socket(server: FakeServer, tmp_path: Path) -> None:
         serve(
             server.app,
             lifecycle=server.lifecycle,
+            metrics=server.metrics,
             start=nothing,
             stop=nothing,
             uds=str(path),

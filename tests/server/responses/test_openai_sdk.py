@@ -194,9 +194,10 @@ async def test_errors_become_the_sdks_classes(
         async for event in stream:
             seen.append(event.type)
 
-    with pytest.raises(openai.APIError):
+    with pytest.raises(openai.APIError) as failed:
         await read()
-    assert seen[-1] == "response.failed"
+    assert failed.value.code == "internal_error"
+    assert seen[-1] == "response.output_text.delta"
 
 
 async def test_closing_a_stream_cancels(

@@ -100,7 +100,7 @@ def test_nested_nulls_are_defaults():
         ("frequency_penalty", 2.5, "must be at most 2.0"),
         ("frequency_penalty", -2.5, "must be at least -2.0"),
         ("repetition_penalty", 0, "must be greater than 0.0"),
-        ("repetition_penalty", 2.5, "must be at most 2.0"),
+        ("repetition_penalty", -0.5, "must be greater than 0.0"),
         ("seed", 2**63, "must be at most 9223372036854775807"),
         ("seed", -(2**63) - 1, "must be at least -9223372036854775808"),
         ("seed", 1.5, "must be an integer"),

@@ -40,23 +40,16 @@ def with_defaults(tiny: CheckpointText, model_config: ModelConfig, **defaults: A
     )
 
 
-def test_defaults_are_the_checkpoint_s(tiny: CheckpointText, model_config: ModelConfig):
-    validator = with_defaults(
-        tiny,
-        model_config,
-        temperature=0.6,
-        top_p=0.9,
-        top_k=30,
-        min_p=0.05,
-        repetition_penalty=1.1,
-        eos_ids=frozenset({9}),
-    )
+def test_the_temperature_is_the_checkpoint_s_and_other_defaults_are_the_api_s(
+    tiny: CheckpointText, model_config: ModelConfig
+):
+    validator = with_defaults(tiny, model_config, temperature=0.6, eos_ids=frozenset({9}))
     params = sampling(validator)
     assert params.temperature == 0.6
-    assert params.top_p == 0.9
-    assert params.top_k == 30
-    assert params.min_p == 0.05
-    assert params.repetition_penalty == 1.1
+    assert params.top_p == 1.0
+    assert params.top_k == 0
+    assert params.min_p == 0.0
+    assert params.repetition_penalty == 1.0
     assert params.presence_penalty == params.frequency_penalty == 0.0
     assert set(params.stop_token_ids) == tiny.tokenizer.eos_ids | {9, 7}
 
@@ -82,10 +75,9 @@ def test_the_request_wins(validator: Validator):
 
 
 def test_a_greedy_default(tiny: CheckpointText, model_config: ModelConfig):
-    validator = with_defaults(tiny, model_config, temperature=0.0, top_k=20)
+    validator = with_defaults(tiny, model_config, temperature=0.0)
     assert sampling(validator).temperature == 0.0
     assert sampling(validator, temperature=0.7).temperature == 0.7
-    assert sampling(validator, temperature=0.7).top_k == 20
 
 
 def test_greedy_drops_what_it_ignores(validator: Validator):
@@ -97,6 +89,8 @@ def test_greedy_drops_what_it_ignores(validator: Validator):
 
 def test_extremes_are_brought_into_what_fp32_holds(validator: Validator):
     assert sampling(validator, repetition_penalty=1e-300).repetition_penalty == 1e-5
+    assert sampling(validator, repetition_penalty=1e300).repetition_penalty == 1e5
+    assert sampling(validator, repetition_penalty=50).repetition_penalty == 50
     assert sampling(validator, top_k=10**30).top_k == 0
     assert sampling(validator, top_k=VOCAB_SIZE - 1).top_k == VOCAB_SIZE - 1
 
