@@ -77,6 +77,8 @@ class EngineLoop:
         self._progress = progress
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
         self._submitted_at: dict[str, float] = {}  # of requests that were in no plan yet
+        self._waits_since: dict[str, float] = {}  # of the same, by time; the timeout counts from it
+        self._followed: set[str] = set()  # of these, who waited for another's prompt when looked at
         self._queue_s: dict[str, float] = {}  # of requests whose first delta is not out
         self._num_steps = 0
         self._num_failed_steps = 0  # in a row
@@ -102,15 +104,16 @@ class EngineLoop:
                     try:
                         self._scheduler.submit(request)
                         self._submitted_at[request.id] = time.monotonic()
+                        self._waits_since[request.id] = self._submitted_at[request.id]
                     except CallerError as refusal:
                         self._send_failure(request.id, refusal)
                 case Cancel(request_id):
                     self._forget(request_id)
-        self._expire_queue()
         plan = self._scheduler.plan()
         if plan is not None:
             self._note_planned(plan)
             self._in_flight.append((plan, self._runner.launch(plan)))
+        self._expire_queue()
         if len(self._in_flight) > (1 if plan is not None else 0):
             self._settle(*self._in_flight.popleft())
         self._beat()
@@ -161,11 +164,20 @@ class EngineLoop:
             self._send_failure(failed, RequestFailed("the engine could not compute this request"))
 
     def _expire_queue(self) -> None:
-        """Requests that no plan has touched in time are refused. Oldest first, so stop early."""
-        deadline = time.monotonic() - self._queue_timeout_s
-        for request_id, submitted_at in list(self._submitted_at.items()):
-            if submitted_at > deadline:
+        """Requests that no plan has touched in time are refused. Oldest first, so stop early.
+
+        Whose prompt another is computing waits for no capacity: its time begins when that is done.
+        """
+        now = time.monotonic()
+        for request_id, waits_since in list(self._waits_since.items()):
+            if waits_since > now - self._queue_timeout_s:
                 break
+            follows = self._scheduler.follows(request_id)
+            if follows or request_id in self._followed:
+                (self._followed.add if follows else self._followed.remove)(request_id)
+                del self._waits_since[request_id]
+                self._waits_since[request_id] = now
+                continue
             self._forget(request_id)
             message = f"no capacity came free within {self._queue_timeout_s:g} s"
             self._send_failure(request_id, QueueTimeout(message))
@@ -173,6 +185,8 @@ class EngineLoop:
     def _forget(self, request_id: str) -> None:
         self._scheduler.cancel(request_id)
         self._submitted_at.pop(request_id, None)
+        self._waits_since.pop(request_id, None)
+        self._followed.discard(request_id)
         self._queue_s.pop(request_id, None)
 
     def _note_planned(self, plan: StepPlan) -> None:
@@ -181,6 +195,8 @@ class EngineLoop:
             self._step_began = now
         if plan.admits:
             for part in plan.slices:
+                self._waits_since.pop(part.request_id, None)
+                self._followed.discard(part.request_id)
                 submitted_at = self._submitted_at.pop(part.request_id, None)
                 if submitted_at is not None:
                     self._queue_s[part.request_id] = now - submitted_at

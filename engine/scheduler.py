@@ -107,6 +107,10 @@ class Scheduler:
         else:
             self._waiting = [seq for seq in self._waiting if seq.request.id != request_id]
 
+    def follows(self, request_id: str) -> bool:
+        """Whether a request waits for a running one that computes the beginning of its prompt."""
+        return any(seq.request.id == request_id and self._follows(seq) for seq in self._waiting)
+
     def plan(self) -> StepPlan | None:
         """Spend one step's token budget: decodes, then running prefills, then the queue."""
         slices: list[Slice] = []

@@ -5,13 +5,17 @@ so a state that does not belong to its pages, or either of them overwritten, fai
 """
 
 import random
+import time
+from dataclasses import dataclass
 
 import pytest
 
+from engine.loop import EngineLoop
 from engine.memory import PageKeys, PagePool, PrefixCache, SlotPool, snapshot_points
-from engine.plan import PAGE_TOKENS
+from engine.plan import PAGE_TOKENS, StepPlan, StepResult
 from engine.request import Media, Request, SamplingParams
-from tests.engine.simulation import VOCAB, Simulation, solo_run
+from tests.engine.inprocess import ScriptedMailbox
+from tests.engine.simulation import VOCAB, FakeRunner, Simulation, solo_run
 from tests.engine.test_scheduler import assert_idle, assert_whole, make_simulation
 
 
@@ -156,6 +160,47 @@ def test_others_pass_a_request_that_waits_for_its_leader() -> None:
         simulation.step()
     assert {"leader", "stranger"} <= set(simulation.scheduler._running)
     simulation.run()
+
+
+@dataclass
+class SlowRunner:
+    """10 ms a step."""
+
+    runner: FakeRunner
+
+    def launch(self, plan: StepPlan) -> "SlowRunner.Step":
+        time.sleep(0.01)
+        return SlowRunner.Step(self.runner.step(plan))
+
+    @dataclass
+    class Step:
+        computed: StepResult
+
+        def result(self, timeout: float | None = None) -> StepResult:
+            return self.computed
+
+
+def test_waiting_for_a_leader_is_not_waiting_for_capacity() -> None:
+    prompt = tokens("a", 1200)
+    mailbox = ScriptedMailbox(
+        [(0, make_request(name, prompt)) for name in ("leader", "first", "second")]
+    )
+    pages = PagePool(60)
+    loop = EngineLoop(
+        pages,
+        SlotPool(3),
+        PrefixCache(pages, SlotPool(4, first=4), pages_per_state=1),
+        SlowRunner(FakeRunner(60, 3)),
+        mailbox,
+        max_step_tokens=67,
+        max_waiting=9,
+        queue_timeout_s=0.05,  # the leader's prompt takes 0.2 s
+    )
+    while mailbox.arrivals or loop.has_work:
+        loop.turn()
+    assert not mailbox.failures
+    cached = [mailbox.deltas[name][0].num_cached_tokens for name in ("leader", "first", "second")]
+    assert cached == [0, 1152, 1152]
 
 
 def test_another_salt_finds_nothing() -> None:
