@@ -69,6 +69,22 @@ def test_any_split_gives_the_same_at_the_token_limit(text, thinking, with_tools,
 
 
 @settings(max_examples=400, deadline=None)
+@given(text=texts, thought=texts, with_tools=st.booleans(), places=places)
+def test_bound_content_comes_as_it_is(text, thought, with_tools, places):
+    """Behind the first end of the thinking, or where there is none from the beginning."""
+    options = {"tools": TOOLS if with_tools else None, "content_is_bound": True}
+    for before in ("", thought.replace("<", "(") + "</think>"):
+        whole_text = before + text
+        thinking = bool(before)
+        whole = events_of([whole_text], thinking=thinking, **options)
+        assert events_of(split_at(whole_text, places), thinking=thinking, **options) == whole
+        if with_tools:
+            continue  # calls may stand in its place
+        kept = text.lstrip("\n") if thinking else text
+        assert gather(whole).content == (kept or None)
+
+
+@settings(max_examples=400, deadline=None)
 @given(text=texts, thinking=st.booleans())
 def test_arguments_cut_at_the_token_limit_lack_their_end_only(text, thinking):
     answer = gather(events_of([text], thinking=thinking, tools=TOOLS, cut=True))
