@@ -11,13 +11,12 @@ from fastapi import FastAPI
 from server.answer import Draft
 from server.chat import draft_chat
 from server.exchange import Exchange
-from server.json_body import decode_json
 from server.media_wait import AwaitsMedia, then
 from server.messages.answer import MessageAnswer
 from server.messages.convert import num_prompt_tokens, valid_chat
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
-from server.protocol import parse_wire
+from server.protocol import parse_body
 from server.site import Site, add_route
 from server.valid import ValidChat
 
@@ -28,7 +27,7 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
     """The two routes; their exchanges have to come from `fault.exchange_for`."""
 
     def read_message(body: bytes) -> Draft | AwaitsMedia[Draft]:
-        request = parse_wire(MessagesRequest, decode_json(body))
+        request = parse_body(MessagesRequest, body, site.limits)
 
         def draft(valid: ValidChat) -> Draft:
             drafted = draft_chat(
@@ -42,7 +41,7 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
         return then(valid_chat(request, site.validator), draft)
 
     def read_count(body: bytes) -> bytes | AwaitsMedia[bytes]:
-        request = parse_wire(CountTokensRequest, decode_json(body))
+        request = parse_body(CountTokensRequest, body, site.limits)
         return then(
             num_prompt_tokens(request, site.validator),
             lambda count: msgspec.json.encode({"input_tokens": count}),
