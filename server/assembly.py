@@ -90,7 +90,7 @@ class FrontParts:
             served_names=settings.served_names,
             max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
             seed=settings.seed,
-            constraints=ConstraintReader(self.checker),
+            constraints=ConstraintReader(self.checker, settings.limits),
             literal_control_tokens=settings.literal_control_tokens,
             limits=settings.limits,
         )

@@ -8,7 +8,7 @@ import pytest
 
 from engine import ModelConfig
 from server.checkpoint_text import CheckpointText
-from server.constraints import ConstraintReader
+from server.constraints import ConstraintReader, GrammarChecker
 from server.limits import Limits
 from server.openapi import openapi_document
 from server.validate import Validator
@@ -18,7 +18,7 @@ from tests.server.http.asking import CHAT, COMPLETIONS, Call, chat
 pytestmark = pytest.mark.anyio
 
 LOW = Limits(
-    max_json_depth=6,
+    max_json_depth=9,
     max_chars_per_token=1,
     max_messages=2,
     max_prompts=2,
@@ -30,6 +30,11 @@ LOW = Limits(
     max_stops=1,
     max_tools=1,
     max_tool_name_chars=3,
+    max_schema_bytes=200,
+    max_schema_depth=1,
+    max_schema_properties=1,
+    max_enum_values=2,
+    max_repeat=3,
 )
 HIGH = Limits(max_choices=40, max_temperature=5.0, max_penalty=9.0, max_stops=40, max_tools=200)
 HI = {"role": "user", "content": "Hi"}
@@ -39,6 +44,10 @@ def tool(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": {}}}
 
 
+SCHEMA = {"properties": {"a": {"type": "null"}, "b": {"type": "null"}}}
+BOUND = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": SCHEMA}}}}
+
+
 def deep(levels: int) -> Any:
     return {"a": deep(levels - 1)} if levels else 1
 
@@ -46,7 +55,7 @@ def deep(levels: int) -> Any:
 async def ask(
     checkpoint: CheckpointText,
     model_config: ModelConfig,
-    reader: ConstraintReader,
+    checker: GrammarChecker,
     limits: Limits,
     path: str,
     body: dict[str, Any],
@@ -58,7 +67,7 @@ async def ask(
         checkpoint.defaults,
         served_names=("tiny",),
         max_model_len=8192,
-        constraints=reader,
+        constraints=ConstraintReader(checker, limits),
         limits=limits,
     )
     server = build_server(validator, checkpoint.tokenizer, limits=limits)
@@ -73,7 +82,7 @@ async def ask(
 @pytest.mark.parametrize(
     ("path", "body", "param", "rule"),
     [
-        (CHAT, chat(metadata=deep(6)), None, "nested deeper than 6 levels"),
+        (CHAT, chat(metadata=deep(9)), None, "nested deeper than 9 levels"),
         (COMPLETIONS, {"prompt": "a" * 8193}, "prompt", "more than 8192 characters"),
         (CHAT, {"messages": [HI] * 3}, "messages", "must have at most 2 entries"),
         (COMPLETIONS, {"prompt": ["a"] * 3}, "prompt", "must have at most 2 prompts"),
@@ -87,6 +96,20 @@ async def ask(
         (CHAT, chat(logit_bias={"1": 1, "2": 1}), "logit_bias", "must have at most 1 entries"),
         (CHAT, chat(stop=["a", "b"]), "stop", "must have at most 1 strings"),
         (CHAT, chat(tools=[tool("f")] * 2), "tools", "must have at most 1 entries"),
+        (CHAT, chat(guided_json={"enum": [1, 2, 3]}), "guided_json", "past 2 enum values"),
+        (CHAT, chat(guided_json=SCHEMA), "guided_json", "past 1 properties"),
+        (CHAT, chat(guided_json={"items": {"items": {}}}), "guided_json", "deeper than 1 schemas"),
+        (CHAT, chat(guided_json={"maxLength": 4}), "guided_json", "must be at most 3"),
+        (
+            CHAT,
+            chat(guided_json={"description": "d" * 200}),
+            "guided_json",
+            "larger than 200 bytes",
+        ),
+        (CHAT, chat(guided_regex="a{4}"), "guided_regex", "bounded by more than 3"),
+        (CHAT, chat(guided_regex="a" * 201), "guided_regex", "larger than 200 bytes"),
+        (CHAT, chat(guided_choice=["a", "b", "c"]), "guided_choice", "more than 2 choices"),
+        (CHAT, chat(tools=[BOUND], tool_choice="required"), "tools", "past 1 properties"),
         (CHAT, chat(tools=[tool("four")]), "tools.0.function.name", "must be 1 to 3 letters"),
         ("/v1/messages", {"max_tokens": 1, "messages": [HI] * 3}, None, "at most 2 entries"),
         ("/v1/responses", {"input": "a", "tools": [tool("f")] * 2}, "tools", "at most 1 entries"),
@@ -95,13 +118,13 @@ async def ask(
 async def test_lower_limits(
     checkpoint: CheckpointText,
     model_config: ModelConfig,
-    reader: ConstraintReader,
+    checker: GrammarChecker,
     path: str,
     body: dict[str, Any],
     param: str | None,
     rule: str,
 ) -> None:
-    call = await ask(checkpoint, model_config, reader, LOW, path, body)
+    call = await ask(checkpoint, model_config, checker, LOW, path, body)
     assert call.status == 400
     error = json.loads(call.body)["error"]
     assert rule in error["message"]
@@ -121,10 +144,10 @@ async def test_lower_limits(
 async def test_higher_limits(
     checkpoint: CheckpointText,
     model_config: ModelConfig,
-    reader: ConstraintReader,
+    checker: GrammarChecker,
     fields: dict[str, Any],
 ) -> None:
-    call = await ask(checkpoint, model_config, reader, HIGH, CHAT, chat(max_tokens=1, **fields))
+    call = await ask(checkpoint, model_config, checker, HIGH, CHAT, chat(max_tokens=1, **fields))
     assert call.status == 200, call.body
 
 
