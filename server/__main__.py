@@ -21,6 +21,7 @@ from engine.process import EngineProcess
 from server.app_front import AppFront
 from server.arguments import (
     BenchArguments,
+    LimitsArguments,
     ModelArguments,
     PlanArguments,
     ServeArguments,
@@ -29,6 +30,7 @@ from server.arguments import (
 )
 from server.assembly import FrontParts, FrontSettings
 from server.bench.run import run_bench
+from server.limit_flags import describe_limits
 from server.log import start_log
 from server.model_source import ModelNotFound, locate_model
 from server.plan_command import describe_plan
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv, os.environ)
     if isinstance(arguments, BenchArguments):
         return run_bench(arguments)
+    if isinstance(arguments, LimitsArguments):
+        print(describe_limits(arguments.limits))
+        return 0
     try:
         if isinstance(arguments, PlanArguments):
             return _plan(arguments)
@@ -82,7 +87,7 @@ def _serve(arguments: ServeArguments) -> int:
         serves_media=not arguments.model.language_model_only,
         media_domains=arguments.media_domains,
         media_dir=arguments.media_dir,
-        request_timeout_s=arguments.request_timeout_s,
+        limits=arguments.limits,
         shutdown_timeout_s=arguments.shutdown_timeout_s,
         seed=arguments.seed,
         log_level=log_level,
@@ -115,6 +120,7 @@ async def _run(
 
     engine = EngineProcess(
         config,
+        unread_bounds=settings.unread_bounds,
         on_stats=on_stats,
         on_give_up=lambda: lifecycle.fail("the engine died too often"),
         on_started=lambda address: pool.engine_started(address) if pool else None,

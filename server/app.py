@@ -20,8 +20,8 @@ from server.auth import PROBES, Keyring
 from server.errors import BadRequest, ClientGone, WrongMethod, answer_to
 from server.exchange import Receive, Scope, Send
 from server.fault_log import log_fault
-from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.media_wait import MediaSource
 from server.messages.fault import exchange_for
 from server.messages.routes import add_message_routes
@@ -50,7 +50,7 @@ def create_app(
     metrics: Metrics,
     api_keys: Sequence[str] = (),
     open_metrics: bool = False,
-    limits: HttpLimits | None = None,
+    limits: Limits | None = None,
     media: MediaSource | None = None,
     responses: ResponseKeeper | None = None,
     scrape: Callable[[], Awaitable[bytes]] | None = None,
@@ -71,7 +71,7 @@ def create_app(
         version=version,
         lifecycle=lifecycle,
         metrics=metrics,
-        limits=limits or HttpLimits(),
+        limits=limits or Limits(),
         media=media,
         scrape=scrape,
         created=int(time.time()) if created is None else created,
@@ -96,7 +96,7 @@ def _create_api(
         exception_handlers={HTTPException: _note_refusal},
     )
     api.openapi = lambda: openapi_document(
-        site.version, has_keys=has_keys, open_metrics=open_metrics
+        site.version, has_keys=has_keys, open_metrics=open_metrics, limits=site.limits
     )
     add_model_routes(api, site)
     add_response_routes(api, site, responses, has_keys=has_keys)

@@ -15,8 +15,9 @@ import uvicorn
 
 from server.errors import ErrorAnswer
 from server.exchange import Receive, Scope, Send
-from server.http_limits import SPARE_CONNECTIONS, HttpLimits, limited_protocol
+from server.http_limits import SPARE_CONNECTIONS, limited_protocol
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.metrics import Metrics
 from server.stop_orders import StopOrders
 
@@ -43,7 +44,7 @@ class AppFront:
         self,
         app: Application,
         lifecycle: Lifecycle,
-        limits: HttpLimits,
+        limits: Limits,
         metrics: Metrics,
         *,
         more_listeners: tuple[socket.socket, ...] = (),

@@ -13,7 +13,7 @@ import difflib
 import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from server.flag_values import (
@@ -27,7 +27,10 @@ from server.flag_values import (
     temperature,
     token_range,
 )
+from server.limit_flags import setting, with_settings
+from server.limits import DEFAULT_LIMITS, Limits
 
+LIMITS_VARIABLE = "DELTASERVE_LIMITS"
 API_KEY_VARIABLES = ("DELTASERVE_API_KEY", "VLLM_API_KEY")
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 DTYPES = {
@@ -85,7 +88,7 @@ class ServeArguments:
     media_dir: str | None  # in which they may be read
     queue_size: int
     queue_timeout_s: float
-    request_timeout_s: float
+    limits: Limits
     shutdown_timeout_s: float
     seed: int | None  # None: requests without a seed never repeat
     log_level: str
@@ -117,7 +120,12 @@ class BenchArguments:
     output: str | None
 
 
-Arguments = ServeArguments | PlanArguments | BenchArguments
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsArguments:
+    limits: Limits
+
+
+Arguments = ServeArguments | PlanArguments | BenchArguments | LimitsArguments
 
 
 def parse_arguments(argv: Sequence[str], environment: Mapping[str, str]) -> Arguments:
@@ -132,6 +140,8 @@ def parse_arguments(argv: Sequence[str], environment: Mapping[str, str]) -> Argu
         command.error(_unknown_message(unknown, command))
     if parsed.command == "bench":
         return _bench_arguments(command, parsed)
+    if parsed.command == "limits":
+        return LimitsArguments(limits=_limits(command, parsed, environment))
     model = _model_arguments(command, parsed)
     if parsed.command == "plan":
         return PlanArguments(model=model, memory_bytes=parsed.memory)
@@ -178,6 +188,7 @@ def _build_parsers() -> tuple[_Parser, dict[str, _Parser]]:
             ("serve", "[MODEL] ", "serve a model over HTTP"),
             ("bench", "", "measure a running OpenAI-compatible server under load"),
             ("plan", "[MODEL] ", "say what fits into memory, without loading anything"),
+            ("limits", "", "list what requests may be and hold, and what each limit may be set to"),
         )
     }
     _add_model_flags(commands["serve"])
@@ -187,6 +198,7 @@ def _build_parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "--memory", type=size, metavar="SIZE", help="memory to plan for (default: what is free)"
     )
     _add_bench_flags(commands["bench"])
+    _add_limit_flag(commands["limits"])
     return parser, commands
 
 
@@ -286,8 +298,8 @@ def _add_serve_flags(parser: _Parser) -> None:
         help="take file: URLs of images and videos in this directory (default: none)",
     )  # fmt: skip
     http.add_argument("--metrics-open", action="store_true", help="serve /metrics without a key")
-    limits = parser.add_argument_group("limits")
-    limits.add_argument(
+    times = parser.add_argument_group("queue and times")
+    times.add_argument(
         "--queue-size", type=at_least(1), default=1024, metavar="N",
         help="waiting requests before 429 (%(default)s)",
     )  # fmt: skip
@@ -296,9 +308,10 @@ def _add_serve_flags(parser: _Parser) -> None:
         ("--request-timeout", 600.0, "longest whole request"),
         ("--shutdown-timeout", 30.0, "time for running requests to finish after SIGTERM"),
     ):
-        limits.add_argument(
+        times.add_argument(
             flag, type=positive, default=default, metavar="S", help=f"{what} (%(default)g s)"
         )
+    _add_limit_flag(parser)
     other = parser.add_argument_group("other")
     other.add_argument(
         "--seed", type=at_least(0), metavar="N",
@@ -318,6 +331,14 @@ def _add_serve_flags(parser: _Parser) -> None:
             ignored.add_argument(flag, action="store_true")
         else:
             ignored.add_argument(flag, metavar=metavar)
+
+
+def _add_limit_flag(parser: _Parser) -> None:
+    parser.add_argument_group("limits").add_argument(
+        "--limit", action="append", default=[], type=setting, metavar="NAME=VALUE",
+        help="set one of the limits that `deltaserve limits` lists; may be repeated "
+        f"(before these, ${LIMITS_VARIABLE}, separated by spaces)",
+    )  # fmt: skip
 
 
 def _add_bench_flags(parser: _Parser) -> None:
@@ -406,12 +427,23 @@ def _serve_arguments(
         media_dir=parsed.allowed_local_media_path,
         queue_size=parsed.queue_size,
         queue_timeout_s=parsed.queue_timeout,
-        request_timeout_s=parsed.request_timeout,
+        limits=replace(
+            _limits(parser, parsed, environment), request_timeout_s=parsed.request_timeout
+        ),
         shutdown_timeout_s=parsed.shutdown_timeout,
         seed=parsed.seed,
         log_level=parsed.log_level,
         ignored_flags=tuple(flag for flag in IGNORED if given[flag[2:].replace("-", "_")]),
     )
+
+
+def _limits(parser: _Parser, parsed: argparse.Namespace, environment: Mapping[str, str]) -> Limits:
+    """The defaults, what the environment changes, what flags change."""
+    try:
+        limits = with_settings(DEFAULT_LIMITS, environment.get(LIMITS_VARIABLE, "").split())
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"${LIMITS_VARIABLE}: {error}")
+    return with_settings(limits, parsed.limit)
 
 
 def _environment_keys(parser: _Parser, environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from engine import EngineClient, EngineInfo, ModelConfig
+from engine import EngineClient, EngineInfo, ModelConfig, UnreadBounds
 from server.app import App, create_app
 from server.checkpoint_text import read_checkpoint_text
 from server.constraints import ConstraintReader, GrammarChecker
-from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.media import MediaAccess, MediaLoader, PixelLimits
 from server.media.loader import MAX_HELD_BYTES, MAX_REQUEST_BYTES
 from server.metrics import Metrics
@@ -38,11 +38,19 @@ class FrontSettings(msgspec.Struct, frozen=True, kw_only=True):
     serves_media: bool  # False: images and videos are refused, whatever the model could do
     media_domains: tuple[str, ...]  # from which they may be fetched
     media_dir: str | None  # in which they may be read
-    request_timeout_s: float
+    limits: Limits
     shutdown_timeout_s: float
     seed: int | None  # None: requests without a seed never repeat
     log_level: int
     num_processes: int  # that answer requests, and share what the server may hold
+
+    @property
+    def unread_bounds(self) -> UnreadBounds:
+        return UnreadBounds(
+            max_deltas=self.limits.max_unread_chunks,
+            max_bytes=self.limits.max_unread_bytes,
+            patience_s=self.limits.send_stall_s,
+        )
 
     def for_worker(self, index: int, num_before: int) -> "FrontSettings":
         """The same for one worker, with seeds of its own; `num_before` had its place before it."""
@@ -62,7 +70,7 @@ class FrontParts:
         model_config = ModelConfig.from_dir(model_dir)
         text = read_checkpoint_text(model_dir)
         self.tokenizer: Tokenizer = text.tokenizer
-        self.checker = GrammarChecker()
+        self.checker = GrammarChecker(time_limit_s=settings.limits.compile_timeout_s)
         self._media: MediaLoader | None = None
         if settings.serves_media and model_config.vision is not None:
             media_dir = None if settings.media_dir is None else Path(settings.media_dir)
@@ -70,10 +78,10 @@ class FrontParts:
                 model_config.vision,
                 access=MediaAccess(settings.media_domains, media_dir),
                 pixel_limits=PixelLimits.from_dir(model_dir),
+                limits=settings.limits,
                 max_held_bytes=max(MAX_HELD_BYTES // settings.num_processes, MAX_REQUEST_BYTES),
             )
-        limits = HttpLimits(request_timeout_s=settings.request_timeout_s)
-        self.limits = limits.shared_by(settings.num_processes)
+        self.limits = settings.limits.shared_by(settings.num_processes)
         self.validator = Validator(
             text.tokenizer,
             text.template,
@@ -82,8 +90,9 @@ class FrontParts:
             served_names=settings.served_names,
             max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
             seed=settings.seed,
-            constraints=ConstraintReader(self.checker),
+            constraints=ConstraintReader(self.checker, settings.limits),
             literal_control_tokens=settings.literal_control_tokens,
+            limits=settings.limits,
         )
 
     def note_engine(self, info: EngineInfo) -> None:
@@ -98,7 +107,7 @@ class FrontParts:
             await self._media.close()
 
     def lifecycle(self, engine: EngineClient) -> Lifecycle:
-        return Lifecycle(engine, request_timeout_s=self._settings.request_timeout_s)
+        return Lifecycle(engine, request_timeout_s=self.limits.request_timeout_s)
 
     def metrics(self, engine: EngineClient | None) -> Metrics:
         return Metrics(engine, model_name=self._settings.served_names[0])

@@ -10,14 +10,13 @@ from typing import Any
 
 from engine import Media, VisionConfig
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media_parts import LoadedByKey, key_of, media_refs
 from server.media_prompt import MediaPrompt
 from server.protocol import ChatMessage, ChatPromptFields
 from server.template import ChatTemplate
 from server.tokenizer import Tokenizer
 from server.validate_messages import template_messages
-
-MAX_CHARS_PER_TOKEN = 16  # of the window; the bound on text before it is tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,14 @@ class ChatPrompter:
         vision: VisionConfig | None,
         *,
         literal_control_tokens: bool,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """`template` None: the model does not chat. `vision` None: it takes no media."""
         self._tokenizer = tokenizer
         self._template = template
         self._media_prompt = None if vision is None else MediaPrompt(tokenizer, vision)
         self._literal_control_tokens = literal_control_tokens
+        self._limits = limits
 
     @property
     def takes_media(self) -> bool:
@@ -62,8 +63,10 @@ class ChatPrompter:
             messages,
             continue_final_message=continues,
             untrusted=self._tokenizer.literal if self._literal_control_tokens else None,
+            max_json_depth=self._limits.max_json_depth,
         )
         asked = request.add_generation_prompt
+        per_token = self._limits.max_chars_per_token
 
         def rendered(given: list[dict[str, Any]], tools: Any, kwargs: dict[str, Any]) -> str:
             text = template.render(
@@ -72,9 +75,9 @@ class ChatPrompter:
                 add_generation_prompt=not continues if asked is None else asked,
                 continue_final_message=continues,
                 kwargs=kwargs,
-                max_chars=MAX_CHARS_PER_TOKEN * window,
+                max_chars=per_token * window,
             )
-            check_chars(text, "messages", window)
+            check_chars(text, "messages", window, per_token)
             return text
 
         kwargs = _template_kwargs(request)
@@ -105,11 +108,11 @@ class ChatPrompter:
         return self._template
 
 
-def check_chars(text: str, param: str, window: int) -> None:
-    """Refuse text that is longer than a prompt could be."""
-    if len(text) > MAX_CHARS_PER_TOKEN * window:
+def check_chars(text: str, param: str, window: int, chars_per_token: int) -> None:
+    """Refuse text that is longer than a prompt could be, before it is tokenised."""
+    if len(text) > chars_per_token * window:
         raise BadRequest(
-            f"{param} has more than {MAX_CHARS_PER_TOKEN * window} characters, which is past "
+            f"{param} has more than {chars_per_token * window} characters, which is past "
             f"this model's maximum context length of {window} tokens",
             param=param,
             code="context_length_exceeded",

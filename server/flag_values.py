@@ -16,7 +16,7 @@ UNITS = {
 
 def at_least(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = _integer(text)
+        value = whole_number(text)
         if value < least:
             raise ArgumentTypeError(f"{text} is less than {least}")
         return value
@@ -26,7 +26,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def between(least: int, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = _integer(text)
+        value = whole_number(text)
         if not least <= value <= most:
             raise ArgumentTypeError(f"{text} is not between {least} and {most}")
         return value
@@ -55,21 +55,21 @@ def size(text: str) -> int:
 
 
 def share(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if not 0 < value <= 1:
         raise ArgumentTypeError(f"{text} is not a share: write a number above 0, up to 1")
     return value
 
 
 def positive(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if value <= 0:
         raise ArgumentTypeError(f"{text} is not above 0")
     return value
 
 
 def temperature(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if not 0 <= value <= 2:
         raise ArgumentTypeError(f"{text} is not between 0 and 2")
     return value
@@ -92,13 +92,13 @@ def token_range(text: str) -> tuple[int, int]:
     return least, most
 
 
-def _integer(text: str) -> int:
+def whole_number(text: str) -> int:
     if not re.fullmatch(r"[+-]?\d{1,19}", text):
         raise ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -18,10 +18,8 @@ The size of bodies and the pauses inside them are `body.py`'s: they need no prot
 
 import asyncio
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import httptools
 from uvicorn.config import Config
@@ -35,36 +33,11 @@ from uvicorn.server import ServerState
 from server.auth import PROBES
 from server.errors import ErrorAnswer
 from server.exchange import Receive, Scope, Send
+from server.limits import Limits
 from server.messages.fault import MessagesExchange, exchange_for, messages_error
-
-NoteRefusal = Callable[[str, ErrorAnswer], None]  # the answer's request id, the answer
 
 LINGER_S = 2.0  # how long a refused client may go on sending before the connection is cut
 SPARE_CONNECTIONS = 64  # above the bound, so that probes and 503s still get through
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpLimits:
-    """Bounds on what one client may send, hold and take."""
-
-    max_head_bytes: int = 64 * 1024  # request line and headers together
-    max_headers: int = 256
-    max_body_bytes: int = 64 * 1024 * 1024
-    head_timeout_s: float = 10.0
-    body_pause_s: float = 30.0
-    keep_alive_s: int = 30
-    send_stall_s: float = 30.0  # without a byte taken by the reader
-    max_connections: int = 4096
-    max_background: int = 256  # responses that run without anybody waiting for them
-    request_timeout_s: float = 600.0
-
-    def shared_by(self, num_processes: int) -> "HttpLimits":
-        """One process's part: what is counted is bounded for the server, not for each process."""
-        return replace(
-            self,
-            max_connections=self.max_connections // num_processes,
-            max_background=self.max_background // num_processes,
-        )
 
 
 TOO_MANY_CONNECTIONS = ErrorAnswer(
@@ -80,7 +53,7 @@ _BAD_HTTP = ErrorAnswer(400, "The request is not valid HTTP.")
 _HEAD_TIMEOUT = ErrorAnswer(408, "The request headers did not arrive in time.")
 
 
-def limited_protocol(limits: HttpLimits, note_refusal: NoteRefusal) -> type[asyncio.Protocol]:
+def limited_protocol(limits: Limits, note_refusal: "NoteRefusal") -> type[asyncio.Protocol]:
     """The protocol class for `uvicorn.Config(http=...)`."""
 
     class BoundProtocol(LimitedProtocol):
@@ -91,6 +64,10 @@ def limited_protocol(limits: HttpLimits, note_refusal: NoteRefusal) -> type[asyn
     return BoundProtocol
 
 
+class NoteRefusal(Protocol):
+    def __call__(self, request_id: str, answer: ErrorAnswer) -> None: ...
+
+
 class _Phase(Enum):
     IDLE = 0  # between requests: nothing of the next one has come
     HEAD = 1
@@ -98,7 +75,7 @@ class _Phase(Enum):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    limits: ClassVar[HttpLimits]
+    limits: ClassVar[Limits]
     note_refusal: ClassVar[NoteRefusal]
 
     def __init__(

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS
 
-MAX_DEPTH = 128
 MAX_CONTAINERS = 1_000_000  # a container costs up to 30 times its bytes of JSON
 
 # What lies before the next bracket outside strings. Possessive throughout: no backtracking.
@@ -20,14 +20,16 @@ _NEXT_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.)*+")*+([\[\]{}])'
 _DECODER = msgspec.json.Decoder()
 
 
-def decode_json(body: bytes) -> dict[str, Any]:
+def decode_json(body: bytes, max_depth: int = DEFAULT_LIMITS.max_json_depth) -> dict[str, Any]:
     """Decode a request body, which must be one JSON object."""
-    return decode_object(body, what="the request body", param=None)
+    return decode_object(body, what="the request body", param=None, max_depth=max_depth)
 
 
-def decode_object(text: bytes, *, what: str, param: str | None) -> dict[str, Any]:
+def decode_object(
+    text: bytes, *, what: str, param: str | None, max_depth: int = DEFAULT_LIMITS.max_json_depth
+) -> dict[str, Any]:
     """Decode one JSON object; `what` names it in the refusal."""
-    _check_nesting(text, what, param)
+    _check_nesting(text, what, param, max_depth)
     try:
         value = _DECODER.decode(text)
     except UnicodeDecodeError:
@@ -44,8 +46,8 @@ def decode_object(text: bytes, *, what: str, param: str | None) -> dict[str, Any
     return value
 
 
-def _check_nesting(text: bytes, what: str, param: str | None) -> None:
-    if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
+def _check_nesting(text: bytes, what: str, param: str | None, max_depth: int) -> None:
+    if text.count(b"[") + text.count(b"{") <= max_depth:
         return
     depth = num_containers = position = 0
     while found := _NEXT_BRACKET.match(text, position):
@@ -55,8 +57,8 @@ def _check_nesting(text: bytes, what: str, param: str | None) -> None:
             continue
         depth += 1
         num_containers += 1
-        if depth > MAX_DEPTH:
-            raise BadRequest(f"{what} is nested deeper than {MAX_DEPTH} levels", param=param)
+        if depth > max_depth:
+            raise BadRequest(f"{what} is nested deeper than {max_depth} levels", param=param)
         if num_containers > MAX_CONTAINERS:
             raise BadRequest(
                 f"{what} holds more than {MAX_CONTAINERS} lists and objects", param=param

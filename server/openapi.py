@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.auth import OPEN_PATHS
+from server.limits import DEFAULT_LIMITS, Limits
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.openapi_schemas import ANSWERS, EXAMPLES, FIELDS
@@ -27,6 +28,7 @@ from server.protocol import (
     TokenizeRequest,
 )
 from server.responses.protocol import ResponsesRequest
+from server.wire_limits import with_values
 
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
@@ -166,9 +168,13 @@ _OPERATIONS: dict[str, dict[str, _Operation]] = {
 
 @cache
 def openapi_document(
-    version: str, *, has_keys: bool = True, open_metrics: bool = False
+    version: str,
+    *,
+    has_keys: bool = True,
+    open_metrics: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> dict[str, Any]:
-    """`has_keys`: the server asks for an API key, on /metrics unless `open_metrics`."""
+    """Of one server. `has_keys`: it asks for an API key, on /metrics unless `open_metrics`."""
     open_paths = {path.decode() for path in OPEN_PATHS} | ({"/metrics"} if open_metrics else set())
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -180,7 +186,7 @@ def openapi_document(
             }
             for path, operations in _OPERATIONS.items()
         },
-        "components": {"schemas": {**_request_schemas(), **ANSWERS}},
+        "components": {"schemas": {**with_values(_request_schemas(), limits), **ANSWERS}},
     }
     if has_keys:
         document["components"]["securitySchemes"] = {

@@ -9,6 +9,7 @@ what asks for nothing.
 from typing import Any
 
 from server.media_parts import MEDIA_KINDS
+from server.wire_limits import NAMED
 
 Schema = dict[str, Any]
 
@@ -175,14 +176,14 @@ _FUNCTION: Schema = {
     "type": "object",
     "required": ["name"],
     "properties": {
-        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+        "name": {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", NAMED: "max_tool_name_chars"},
         "description": _TEXT_OR_NULL,
         "parameters": {"type": ["object", "null"]},
         "strict": {"type": ["boolean", "null"]},
     },
 }
 _TOOL = _object(type=_is("function"), function=_FUNCTION)
-_TOOLS: Schema = {**_list(_TOOL, minItems=1, maxItems=128), "default": None}
+_TOOLS: Schema = {**_list(_TOOL, minItems=1), NAMED: "max_tools", "default": None}
 _RESPONSE_TOOL: Schema = {
     **_FUNCTION,
     "required": ["type", "name"],
@@ -291,7 +292,7 @@ FIELDS: dict[str, dict[str, Schema]] = {
     "ResponsesRequest": {
         **_SAMPLING_FIELDS,
         **_PROMPT_FIELDS,
-        "tools": {**_list(_RESPONSE_TOOL, maxItems=128), "default": None},
+        "tools": {**_list(_RESPONSE_TOOL), NAMED: "max_tools", "default": None},
         "tool_choice": {
             "anyOf": [_CHOICE_WORD, _object(type=_is("function"), name=_STRING)],
             "default": None,

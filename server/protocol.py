@@ -3,7 +3,8 @@
 Rules of every model here: unknown fields are ignored; an explicit null means the default; types are
 strict: 5 passes for a float and 5.0 for an integer, since JSON has one kind of number, and nothing
 else passes for anything. Ranges that depend on
-nothing but the field stand here; what depends on the model or on another field is `validate`'s.
+nothing but the field stand here, and those that the operator may set (`wire_limits`); what depends
+on the model or on another field is `validate`'s.
 
 Fields typed `Unsupported` are ones that clients of other servers send and that would change the
 output: they are named so that `validate` can refuse them instead of ignoring them.
@@ -18,20 +19,16 @@ from pydantic import (
     Field,
     PlainValidator,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from server.errors import BadRequest
+from server.json_body import decode_json
+from server.limits import DEFAULT_LIMITS, Limits
+from server.wire_limits import AtMost, breaks, limits_of
 
-MAX_MESSAGES = 4096
-MAX_PROMPTS = 128
-MAX_CHOICES = 16
-MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
-MAX_LOGPROBS = 20
-MAX_LOGIT_BIAS = 1024
-MAX_TOOLS = 128
 MAX_BAD_WORDS = 1024
 MAX_BAD_WORD_CHARS = 256
 MAX_PATH_CHARS = 100
@@ -44,12 +41,11 @@ Unsupported = Any
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Strings = Annotated[list[str], Field(fail_fast=True)]
+Choices = Annotated[int, AtMost("max_choices"), Field(ge=1)]
+NumLogprobs = Annotated[int, AtMost("max_logprobs"), Field(ge=0)]
+Penalty = Annotated[float, AtMost("max_penalty", both_sides=True)]
 Text = str | list[dict[str, Any]] | None
 Prompts = list[str] | list[list[int]]
-
-
-def _breaks(rule: str) -> PydanticCustomError:
-    return PydanticCustomError("rule", "{rule}", {"rule": rule})
 
 
 def _are(values: list[Any], kind: type) -> bool:
@@ -84,10 +80,10 @@ def _check_content(value: Any) -> Text:
         parts = cast(list[Any], value)
         if not parts or _are(parts, dict):
             return parts
-    raise _breaks("must be a string, null or a list of content parts")
+    raise breaks("must be a string, null or a list of content parts")
 
 
-def _check_prompts(value: Any) -> Prompts:
+def _check_prompts(value: Any, info: ValidationInfo) -> Prompts:
     """One prompt becomes a list of one."""
     if isinstance(value, str):
         return [value]
@@ -97,10 +93,11 @@ def _check_prompts(value: Any) -> Prompts:
             return [items]
         items = [_as_integers(i) if isinstance(i, list) else i for i in items]
         if _are(items, str) or (_are(items, list) and all(not i or _are(i, int) for i in items)):
-            if len(items) > MAX_PROMPTS:
-                raise _breaks(f"must have at most {MAX_PROMPTS} prompts")
+            most = limits_of(info).max_prompts
+            if len(items) > most:
+                raise breaks(f"must have at most {most} prompts")
             return items
-    raise _breaks("must be a string, a list of strings, token ids, or a list of token-id lists")
+    raise breaks("must be a string, a list of strings, token ids, or a list of token-id lists")
 
 
 def _check_arguments(value: Any) -> str | dict[str, Any]:
@@ -108,33 +105,35 @@ def _check_arguments(value: Any) -> str | dict[str, Any]:
         return value
     if isinstance(value, dict):
         return cast(dict[str, Any], value)
-    raise _breaks("must be a JSON object as a string")
+    raise breaks("must be a JSON object as a string")
 
 
-def _check_stop(value: Any) -> tuple[str, ...]:
+def _check_stop(value: Any, info: ValidationInfo) -> tuple[str, ...]:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or (value and not _are(cast(list[Any], value), str)):
-        raise _breaks("must be a string or a list of strings")
+        raise breaks("must be a string or a list of strings")
     stops = cast(list[str], value)
-    if len(stops) > MAX_STOPS:
-        raise _breaks(f"must have at most {MAX_STOPS} strings")
+    most = limits_of(info).max_stops
+    if len(stops) > most:
+        raise breaks(f"must have at most {most} strings")
     if not all(stops):
-        raise _breaks("must not hold an empty string")
+        raise breaks("must not hold an empty string")
     if max(map(len, stops), default=0) > MAX_STOP_CHARS:
-        raise _breaks(f"must not hold a string longer than {MAX_STOP_CHARS} characters")
+        raise breaks(f"must not hold a string longer than {MAX_STOP_CHARS} characters")
     return tuple(stops)
 
 
-def _check_logit_bias(value: Any) -> dict[str, float]:
+def _check_logit_bias(value: Any, info: ValidationInfo) -> dict[str, float]:
     if not isinstance(value, dict):
-        raise _breaks("must be an object of token ids to numbers")
+        raise breaks("must be an object of token ids to numbers")
     biases = cast(dict[str, Any], value)
-    if len(biases) > MAX_LOGIT_BIAS:
-        raise _breaks(f"must have at most {MAX_LOGIT_BIAS} entries")
+    most = limits_of(info).max_logit_bias
+    if len(biases) > most:
+        raise breaks(f"must have at most {most} entries")
     for bias in biases.values():
         if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise _breaks("must hold numbers from -100 to 100")
+            raise breaks("must hold numbers from -100 to 100")
     return biases
 
 
@@ -204,16 +203,17 @@ class SamplingFields(WireModel):
 
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=0)
-    temperature: float | None = Field(default=None, ge=0, le=2)  # None: as the checkpoint says
+    # None: as the checkpoint says.
+    temperature: Annotated[float | None, AtMost("max_temperature")] = Field(default=None, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=-1)  # -1 and 0: off
     min_p: float = Field(default=0.0, ge=0, le=1)
-    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
     repetition_penalty: float = Field(default=1.0, gt=0)
     seed: Int64 | None = None
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)  # no effect
+    n: Choices = 1
+    best_of: Choices | None = None  # no effect
     stop: Annotated[
         tuple[str, ...], PlainValidator(_check_stop, json_schema_input_type=str | list[str])
     ] = ()
@@ -241,7 +241,7 @@ class SamplingFields(WireModel):
     repetition_detection: RepetitionDetectionFields | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    prompt_logprobs: NumLogprobs | None = None
     timings: bool = False
     stream: bool = False
     stream_options: StreamOptionsFields | None = None
@@ -266,8 +266,8 @@ class SamplingFields(WireModel):
 class ChatPromptFields(WireModel):
     """What decides the rendered prompt of a chat, wherever one is sent."""
 
-    tools: list[dict[str, Any]] | None = Field(
-        default=None, min_length=1, max_length=MAX_TOOLS, fail_fast=True
+    tools: Annotated[list[dict[str, Any]] | None, AtMost("max_tools")] = Field(
+        default=None, min_length=1, fail_fast=True
     )
     chat_template_kwargs: dict[str, Any] = {}
     reasoning_effort: str | None = Field(default=None, min_length=1)
@@ -277,12 +277,14 @@ class ChatPromptFields(WireModel):
 
 
 class ChatCompletionRequest(SamplingFields, ChatPromptFields):
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    messages: Annotated[list[ChatMessage], AtMost("max_messages")] = Field(
+        min_length=1, fail_fast=True
+    )
     add_special_tokens: bool = False
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: NumLogprobs | None = None
     tool_choice: Any = None  # `validate_tools` knows which
     parallel_tool_calls: bool = True
     include_reasoning: bool = True
@@ -302,15 +304,15 @@ class CompletionRequest(SamplingFields):
     ]
     add_special_tokens: bool = True
     echo: bool = False
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    logprobs: NumLogprobs | None = None
     suffix: Unsupported = None
 
 
 class TokenizeRequest(ChatPromptFields):
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = Field(
-        default=None, min_length=1, max_length=MAX_MESSAGES, fail_fast=True
+    messages: Annotated[list[ChatMessage] | None, AtMost("max_messages")] = Field(
+        default=None, min_length=1, fail_fast=True
     )
     add_special_tokens: bool | None = None  # None: true for a prompt, false for messages
     return_token_strs: bool = False
@@ -344,10 +346,17 @@ _RULES = {
 }
 
 
-def parse_wire(model_type: type[Model], fields: dict[str, Any]) -> Model:
+def parse_body(model_type: type[Model], body: bytes, limits: Limits) -> Model:
+    """Read a request as it came."""
+    return parse_wire(model_type, decode_json(body, limits.max_json_depth), limits)
+
+
+def parse_wire(
+    model_type: type[Model], fields: dict[str, Any], limits: Limits = DEFAULT_LIMITS
+) -> Model:
     """Read a decoded body, or raise a BadRequest that names the first bad field and its rule."""
     try:
-        return model_type.model_validate(fields)
+        return model_type.model_validate(fields, context=limits)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
     path = ".".join(map(str, first["loc"]))[:MAX_PATH_CHARS]

@@ -11,7 +11,6 @@ from server.chat import draft_chat
 from server.completions import draft_completion
 from server.errors import BadRequest
 from server.exchange import Exchange
-from server.json_body import decode_json
 from server.media_parts import LoadedByKey
 from server.media_wait import AwaitsMedia, with_media
 from server.metrics import CONTENT_TYPE
@@ -20,7 +19,7 @@ from server.protocol import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    parse_wire,
+    parse_body,
 )
 from server.site import Site, add_route
 
@@ -32,7 +31,7 @@ def add_model_routes(api: FastAPI, site: Site) -> None:
     """Routes that read a JSON body and work on it."""
 
     def chat(body: bytes) -> Draft | AwaitsMedia[Draft]:
-        request = parse_wire(ChatCompletionRequest, decode_json(body))
+        request = parse_body(ChatCompletionRequest, body, site.limits)
 
         def draft(media: LoadedByKey) -> Draft:
             return draft_chat(
@@ -45,7 +44,7 @@ def add_model_routes(api: FastAPI, site: Site) -> None:
         return with_media(site.validator.media_of(request.messages), draft)
 
     def completions(body: bytes) -> Draft:
-        request = parse_wire(CompletionRequest, decode_json(body))
+        request = parse_body(CompletionRequest, body, site.limits)
         return draft_completion(
             site.validator.completion(request),
             site.tokenizer,
@@ -54,21 +53,21 @@ def add_model_routes(api: FastAPI, site: Site) -> None:
         )
 
     def render(body: bytes) -> bytes | AwaitsMedia[bytes]:
-        request = parse_wire(ChatCompletionRequest, decode_json(body))
+        request = parse_body(ChatCompletionRequest, body, site.limits)
         return with_media(
             site.validator.media_of(request.messages),
             lambda media: msgspec.json.encode(site.validator.render(request, media)),
         )
 
     def tokenize(body: bytes) -> bytes | AwaitsMedia[bytes]:
-        request = parse_wire(TokenizeRequest, decode_json(body))
+        request = parse_body(TokenizeRequest, body, site.limits)
         return with_media(
             site.validator.media_of(request.messages or ()),
             lambda media: msgspec.json.encode(site.validator.tokenize(request, media)),
         )
 
     def detokenize(body: bytes) -> bytes:
-        request = parse_wire(DetokenizeRequest, decode_json(body))
+        request = parse_body(DetokenizeRequest, body, site.limits)
         return msgspec.json.encode(site.validator.detokenize(request))
 
     def generate(path: str, read: Callable[[bytes], Draft | AwaitsMedia[Draft]]) -> None:

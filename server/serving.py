@@ -21,8 +21,8 @@ from typing import Any, Protocol
 from engine import EngineError
 from server.app import App
 from server.app_front import AppFront
-from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.metrics import Metrics
 from server.stop_orders import StopOrders
 
@@ -55,14 +55,14 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     uds: str | None = None,
-    limits: HttpLimits | None = None,
+    limits: Limits | None = None,
     shutdown_timeout_s: float = 30.0,
     on_listening: Callable[[str], None] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> int:
     """Serve `app` from this process, as `serve_front` does it."""
     return await serve_front(
-        AppFront(app, lifecycle, limits or HttpLimits(), metrics),
+        AppFront(app, lifecycle, limits or Limits(), metrics),
         lifecycle=lifecycle,
         start=start,
         stop=stop,

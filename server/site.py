@@ -19,8 +19,8 @@ from engine import EngineClient
 from server.answer import Answer
 from server.body import check_json_headers, read_body
 from server.exchange import Exchange, Receive, Scope, Send
-from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.media_wait import AwaitsMedia, MediaSource, media_held
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ class Site:
     version: str
     lifecycle: Lifecycle
     metrics: Metrics
-    limits: HttpLimits
+    limits: Limits
     media: MediaSource | None = None  # None: only where the validator serves none
     scrape: Callable[[], Awaitable[bytes]] | None = None  # None: `metrics` are all there are
     created: int = field(default_factory=lambda: int(time.time()))

@@ -17,11 +17,12 @@ from typing import Any
 import msgspec
 
 from engine import Media, ModelConfig, SamplingParams
-from server.chat_prompt import MAX_CHARS_PER_TOKEN, ChatPrompter, check_chars
+from server.chat_prompt import ChatPrompter, check_chars
 from server.checkpoint_text import GenerationDefaults
 from server.constraints import FIELDS, ConstraintReader, binds_content
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.loaded import MediaRef
 from server.media.loader import MAX_REQUEST_BYTES, check_number
 from server.media_parts import LoadedByKey, media_refs
@@ -59,6 +60,7 @@ class Validator:
         seed: int | None = None,
         constraints: ConstraintReader,
         literal_control_tokens: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """`seed` starts the seeds of requests that name none; None draws them from chance.
 
@@ -66,6 +68,7 @@ class Validator:
         say.
         """
         self.max_model_len = max_model_len
+        self.limits = limits
         self.serves_media = False
         self._tokenizer = tokenizer
         self._served_names = served_names
@@ -76,6 +79,7 @@ class Validator:
             template,
             model_config.vision,
             literal_control_tokens=literal_control_tokens,
+            limits=limits,
         )
         ends = {*generation_defaults.eos_ids, *model_config.eos_token_id, *tokenizer.eos_ids}
         self._rules = SamplingRules(
@@ -98,7 +102,7 @@ class Validator:
         if refs and not (self.serves_media and self._prompter.takes_media):
             path = refs[0].path
             raise BadRequest(f"{path}: this model takes no images or videos", param=path)
-        check_number(refs)  # before equal ones become one: in tokens, each counts
+        check_number(refs, self.limits)  # before equal ones become one: in tokens, each counts
         return tuple(refs)
 
     def chat(self, request: ChatCompletionRequest, media: LoadedByKey = NO_MEDIA) -> ValidChat:
@@ -125,7 +129,7 @@ class Validator:
         """A valid request, and its prompt as the template rendered it."""
         self._check_model(request.model)
         refuse_unsupported(request)
-        check_tools(request.tools)
+        check_tools(request.tools, self.limits.max_tool_name_chars)
         tools = active_tools(request)
         stream = _stream_options(request)
         num_logprobs = _chat_logprobs(request)
@@ -238,7 +242,7 @@ class Validator:
         if (request.prompt is None) == (request.messages is None):
             raise BadRequest("exactly one of prompt and messages is required", param="prompt")
         if request.messages is not None:
-            check_tools(request.tools)
+            check_tools(request.tools, self.limits.max_tool_name_chars)
             prompt = self._prompter.prompt(
                 request,
                 request.messages,
@@ -262,7 +266,7 @@ class Validator:
     def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
         """The whole response of /detokenize."""
         self._check_model(request.model)
-        most = MAX_CHARS_PER_TOKEN * self.max_model_len
+        most = self.limits.max_chars_per_token * self.max_model_len
         if len(request.tokens) > most:
             raise BadRequest(f"tokens must have at most {most} entries", param="tokens")
         self._rules.check_range(request.tokens, "tokens")
@@ -278,7 +282,7 @@ class Validator:
             )
 
     def _tokenized(self, text: str, add_special_tokens: bool, param: str, window: int) -> list[int]:
-        check_chars(text, param, window)
+        check_chars(text, param, window, self.limits.max_chars_per_token)
         return self._tokenizer.encode(text, add_special_tokens)
 
     def _completion_prompt(

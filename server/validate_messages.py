@@ -10,10 +10,12 @@ What changes on the way:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from server.errors import BadRequest
 from server.json_body import decode_object
+from server.limits import DEFAULT_LIMITS
 from server.media.loaded import MediaRef
 from server.media_parts import read_part
 from server.protocol import MAX_PATH_CHARS, ChatMessage, ToolCall
@@ -29,6 +31,7 @@ def template_messages(
     *,
     continue_final_message: bool,
     untrusted: Callable[[str], str] | None = None,
+    max_json_depth: int = DEFAULT_LIMITS.max_json_depth,
 ) -> list[dict[str, Any]]:
     """`untrusted` is applied to what users and tools say."""
     system_texts: list[str] = []
@@ -38,7 +41,8 @@ def template_messages(
         if message.role in SYSTEM_ROLES:
             system_texts.append(_text_of(message, path))
         elif message.role == "assistant":
-            rendered.append(_assistant_message(message, _text_of(message, path), path))
+            text = _text_of(message, path)
+            rendered.append(_assistant_message(message, text, path, max_json_depth))
         else:
             content = _content_of(message, path, untrusted or str)
             rendered.append({"role": message.role, "content": content})
@@ -88,7 +92,9 @@ def _content_of(message: ChatMessage, path: str, said: Callable[[str], str]) -> 
     return items
 
 
-def _assistant_message(message: ChatMessage, text: str, path: str) -> dict[str, Any]:
+def _assistant_message(
+    message: ChatMessage, text: str, path: str, max_json_depth: int
+) -> dict[str, Any]:
     rendered: dict[str, Any] = {"role": "assistant", "content": text}
     reasoning = message.reasoning_content
     if reasoning is None:
@@ -97,18 +103,19 @@ def _assistant_message(message: ChatMessage, text: str, path: str) -> dict[str, 
         rendered["reasoning_content"] = reasoning
     if message.tool_calls:
         rendered["tool_calls"] = [
-            _template_call(call, f"{path}.tool_calls.{index}")
+            _template_call(call, f"{path}.tool_calls.{index}", max_json_depth)
             for index, call in enumerate(message.tool_calls)
         ]
     return rendered
 
 
-def _template_call(call: ToolCall, path: str) -> dict[str, Any]:
+def _template_call(call: ToolCall, path: str, max_json_depth: int) -> dict[str, Any]:
     arguments = call.function.arguments
     if isinstance(arguments, str):
         param = f"{path}.function.arguments"[:MAX_PATH_CHARS]
         text = arguments.strip()
-        arguments = decode_object(text.encode(), what=param, param=param) if text else {}
+        read = partial(decode_object, what=param, param=param, max_depth=max_json_depth)
+        arguments = read(text.encode()) if text else {}
     return {"type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 

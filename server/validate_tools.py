@@ -7,10 +7,10 @@ from typing import Any, cast
 from server.errors import BadRequest
 from server.protocol import ChatCompletionRequest
 
-FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def check_tools(tools: Sequence[dict[str, Any]] | None) -> None:
+def check_tools(tools: Sequence[dict[str, Any]] | None, max_name_chars: int) -> None:
     """Check each tool's shape."""
     for index, tool in enumerate(tools or ()):
         path = f"tools.{index}"
@@ -19,14 +19,14 @@ def check_tools(tools: Sequence[dict[str, Any]] | None) -> None:
         function = tool.get("function")
         if not isinstance(function, dict):
             raise BadRequest(f"{path}.function must be an object", param=f"{path}.function")
-        _check_function(cast(dict[str, Any], function), f"{path}.function")
+        _check_function(cast(dict[str, Any], function), f"{path}.function", max_name_chars)
 
 
-def _check_function(function: dict[str, Any], path: str) -> None:
+def _check_function(function: dict[str, Any], path: str, max_name_chars: int) -> None:
     name = function.get("name")
-    if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
+    if not isinstance(name, str) or len(name) > max_name_chars or not FUNCTION_NAME.fullmatch(name):
         raise BadRequest(
-            f"{path}.name must be 1 to 64 letters, digits, underscores or hyphens",
+            f"{path}.name must be 1 to {max_name_chars} letters, digits, underscores or hyphens",
             param=f"{path}.name",
         )
     if not isinstance(function.get("description", ""), str | None):

@@ -20,8 +20,8 @@ from engine import (
     TokenLogprobs,
 )
 from server.app import App, create_app
-from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.media_wait import MediaSource
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
@@ -156,7 +156,7 @@ class FakeServer:
     engine: FakeEngine
     lifecycle: Lifecycle
     metrics: Metrics
-    limits: HttpLimits
+    limits: Limits
 
 
 def build_server(
@@ -165,11 +165,11 @@ def build_server(
     *,
     api_keys: Sequence[str] = (),
     open_metrics: bool = False,
-    limits: HttpLimits | None = None,
+    limits: Limits | None = None,
     media: MediaSource | None = None,
 ) -> FakeServer:
     """Call it inside a running loop."""
-    limits = limits or HttpLimits()
+    limits = limits or Limits()
     engine = FakeEngine()
     lifecycle = Lifecycle(engine, request_timeout_s=limits.request_timeout_s)
     metrics = Metrics(engine, model_name="tiny")

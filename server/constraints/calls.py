@@ -29,6 +29,7 @@ from server.constraints.strings import (
     terminal_of_strings,
 )
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 from server.parse.schema import Parameters, Types
 
 MAX_CALLS = 32  # in one answer, where calls are forced
@@ -63,7 +64,13 @@ class CallGrammar:
     hold anything, except a call of a bound one.
     """
 
-    def __init__(self, tools: Sequence[Mapping[str, Any]], bound: frozenset[str]) -> None:
+    def __init__(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        bound: frozenset[str],
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._limits = limits
         self._lines: list[str] = []
         self._num_chars = 0
         self._terminals: dict[str, str] = {}  # expression -> name
@@ -76,7 +83,7 @@ class CallGrammar:
             for tool in tools
             if tool["function"]["name"] in bound
         ]
-        check_size(schemas, "tools")
+        check_size(schemas, "tools", limits)
         for index, tool in enumerate(tools):
             function = cast(Mapping[str, Any], tool["function"])
             path = f"tools.{index}.function.parameters"
@@ -149,7 +156,7 @@ class CallGrammar:
 
     def _value(self, schema: Any, root: Any, types: Types, path: str) -> str:
         """What stands between a parameter's tag and the next tag."""
-        normal = normalized(schema, path=path, root=root)
+        normal = normalized(schema, path=path, root=root, limits=self._limits)
         closer = _quoted("\n</parameter>\n")
         if "string" not in types.names:
             return f"{self._json(normal)} {closer}"

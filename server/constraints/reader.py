@@ -21,10 +21,11 @@ from engine import GrammarSpec
 from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
 from server.constraints.checker import GrammarChecker
 from server.constraints.regex import UnsupportedRegex, whole
-from server.constraints.schema import MAX_ENUM_VALUES, MAX_SCHEMA_BYTES, normalized, param_of
+from server.constraints.schema import normalized, param_of
 from server.constraints.structural_tags import StructuralGrammar
 from server.errors import BadRequest
 from server.json_body import decode_object
+from server.limits import DEFAULT_LIMITS, Limits
 
 # The request fields that `ConstraintReader.read` looks at; absent and null are the same.
 FIELDS = (
@@ -64,8 +65,9 @@ class _Content:
 class ConstraintReader:
     """May be used from several threads. Reading blocks while a grammar is compiled."""
 
-    def __init__(self, checker: GrammarChecker) -> None:
+    def __init__(self, checker: GrammarChecker, limits: Limits = DEFAULT_LIMITS) -> None:
         self._checker = checker
+        self._limits = limits
 
     def read(
         self,
@@ -91,11 +93,13 @@ class ConstraintReader:
             strict = frozenset(_name(tool) for tool in tools if tool["function"].get("strict"))
             at_most = 1 if one_call else None
             if content is not None:
-                spec = self._either(content, CallGrammar(tools, strict), at_most, after_token_id)
+                spec = self._either(
+                    content, CallGrammar(tools, strict, self._limits), at_most, after_token_id
+                )
                 return _banning(spec, banned)
             if not strict:
                 return None
-            calls = CallGrammar(tools, strict)
+            calls = CallGrammar(tools, strict, self._limits)
             grammar = f"start: answer\n{calls.free_text_and_calls(at_most=at_most)}"
             return self._spec(grammar, "tools", None, calls=calls)
         if choice != "required":
@@ -103,7 +107,7 @@ class ConstraintReader:
             tools = [tool for tool in tools if _name(tool) == name]
             one_call = True
         bound = frozenset(map(_name, tools))
-        calls = CallGrammar(tools, bound)
+        calls = CallGrammar(tools, bound, self._limits)
         lines = calls.calls(at_most=1 if one_call else MAX_CALLS)
         grammar = f"start: {_begin(after_token_id)}calls\n{lines}"
         return _banning(self._spec(grammar, "tools", after_token_id, calls=calls), banned)
@@ -149,9 +153,9 @@ class ConstraintReader:
         found = [
             content
             for content in (
-                _response_format(request.get("response_format")),
-                _structured_outputs(request.get("structured_outputs")),
-                *(_of_kind(kind, request.get(f), f) for f, kind in _ALIASES.items()),
+                _response_format(request.get("response_format"), self._limits),
+                _structured_outputs(request.get("structured_outputs"), self._limits),
+                *(_of_kind(kind, request.get(f), f, self._limits) for f, kind in _ALIASES.items()),
             )
             if content is not None
         ]
@@ -163,7 +167,7 @@ class ConstraintReader:
         return found[0] if found else None
 
 
-def _response_format(value: Any) -> _Content | None:
+def _response_format(value: Any, limits: Limits) -> _Content | None:
     path = "response_format"
     if value is None:
         return None
@@ -174,7 +178,7 @@ def _response_format(value: Any) -> _Content | None:
         case "text":
             return None
         case "json_object":
-            return _json({"type": "object"}, path)
+            return _json({"type": "object"}, path, limits)
         case "json_schema":
             described = fields.get("json_schema")
             if not isinstance(described, dict):
@@ -184,9 +188,9 @@ def _response_format(value: Any) -> _Content | None:
                 raise BadRequest(f"{path}.json_schema.schema is required", param=path)
             if not isinstance(cast(dict[str, Any], described).get("strict"), bool | None):
                 raise BadRequest(f"{path}.json_schema.strict must be true or false", param=path)
-            return _json(schema, f"{path}.json_schema.schema")
+            return _json(schema, f"{path}.json_schema.schema", limits)
         case "structural_tag":
-            return _structural_tag(fields, path)
+            return _structural_tag(fields, path, limits)
         case _:
             raise BadRequest(
                 f"{path}.type must be one of text, json_object, json_schema, structural_tag",
@@ -194,7 +198,7 @@ def _response_format(value: Any) -> _Content | None:
             )
 
 
-def _structured_outputs(value: Any) -> _Content | None:
+def _structured_outputs(value: Any, limits: Limits) -> _Content | None:
     path = "structured_outputs"
     if value is None:
         return None
@@ -204,77 +208,83 @@ def _structured_outputs(value: Any) -> _Content | None:
     given = [kind for kind in KINDS if fields.get(kind) not in (None, False)]
     if len(given) != 1:
         raise BadRequest(f"{path} must have exactly one of {', '.join(KINDS)}", param=path)
-    return _of_kind(given[0], fields[given[0]], f"{path}.{given[0]}")
+    return _of_kind(given[0], fields[given[0]], f"{path}.{given[0]}", limits)
 
 
-def _of_kind(kind: str, value: Any, path: str) -> _Content | None:
+def _of_kind(kind: str, value: Any, path: str, limits: Limits) -> _Content | None:
     if value is None:
         return None
     match kind:
         case "json":
             if isinstance(value, str):
-                _check_length(value, path)
-                value = decode_object(value.encode(), what=path, param=param_of(path))
-            return _json(value, path)
+                value = _decoded(value, path, limits)
+            return _json(value, path, limits)
         case "json_object":
             if value is not True:
                 raise BadRequest(f"{path} must be true or false", param=param_of(path))
-            return _json({"type": "object"}, path)
+            return _json({"type": "object"}, path, limits)
         case "regex":
-            return _regex(_text(value, path), path)
+            return _regex(_text(value, path, limits), path, limits.max_repeat)
         case "choice":
-            return _choice(value, path)
+            return _choice(value, path, limits)
         case "grammar":
-            return _Content(path, _text(value, path), is_grammar=True)
+            return _Content(path, _text(value, path, limits), is_grammar=True)
         case _:
             if isinstance(value, str):
-                _check_length(value, path)
-                value = decode_object(value.encode(), what=path, param=param_of(path))
-            return _structural_tag(value, path)
+                value = _decoded(value, path, limits)
+            return _structural_tag(value, path, limits)
 
 
-def _structural_tag(value: Any, path: str) -> _Content:
+def _decoded(text: str, path: str, limits: Limits) -> dict[str, Any]:
+    """An object that was written as a string."""
+    _check_length(text, path, limits.max_schema_bytes)
+    depth = limits.max_json_depth
+    return decode_object(text.encode(), what=path, param=param_of(path), max_depth=depth)
+
+
+def _structural_tag(value: Any, path: str, limits: Limits) -> _Content:
     if not isinstance(value, dict):
         raise BadRequest(f"{path} must be an object", param=param_of(path))
     fields = cast(dict[str, Any], value)
     if fields.get("type", "structural_tag") != "structural_tag":
         raise BadRequest(f'{path}.type must be "structural_tag"', param=param_of(path))
-    grammar = StructuralGrammar(fields, path, whitespace=_WHITESPACE)
+    grammar = StructuralGrammar(fields, path, whitespace=_WHITESPACE, limits=limits)
     return _Content(path, grammar.lines, is_json=grammar.has_json)
 
 
-def _json(schema: Any, path: str) -> _Content:
-    body = {"x-guidance": _WHITESPACE, **normalized(schema, path=path)}
+def _json(schema: Any, path: str, limits: Limits) -> _Content:
+    body = {"x-guidance": _WHITESPACE, **normalized(schema, path=path, limits=limits)}
     return _Content(path, f"content: %json {json_text(body)}", is_json=True)
 
 
-def _regex(pattern: str, path: str) -> _Content:
+def _regex(pattern: str, path: str, max_repeat: int) -> _Content:
     try:
-        return _Content(path, f"content: /{whole(pattern)}/")
+        return _Content(path, f"content: /{whole(pattern, max_repeat)}/")
     except UnsupportedRegex as error:
         raise BadRequest(f"{path} cannot be used: {error}", param=param_of(path)) from None
 
 
-def _choice(value: Any, path: str) -> _Content:
+def _choice(value: Any, path: str, limits: Limits) -> _Content:
     choices = cast(list[Any], value) if isinstance(value, list) else []
     if not choices or not all(isinstance(choice, str) for choice in choices):
         raise BadRequest(f"{path} must be a list of strings", param=param_of(path))
-    if len(choices) > MAX_ENUM_VALUES:
-        raise BadRequest(f"{path} has more than {MAX_ENUM_VALUES} choices", param=param_of(path))
-    _check_length("".join(choices), path)
+    most = limits.max_enum_values
+    if len(choices) > most:
+        raise BadRequest(f"{path} has more than {most} choices", param=param_of(path))
+    _check_length("".join(choices), path, limits.max_schema_bytes)
     return _Content(path, f"content: {' | '.join(map(json_text, dict.fromkeys(choices)))}")
 
 
-def _text(value: Any, path: str) -> str:
+def _text(value: Any, path: str, limits: Limits) -> str:
     if not isinstance(value, str) or not value:
         raise BadRequest(f"{path} must be a string that is not empty", param=param_of(path))
-    _check_length(value, path)
+    _check_length(value, path, limits.max_schema_bytes)
     return value
 
 
-def _check_length(text: str, path: str) -> None:
-    if len(text.encode("utf-8", "replace")) > MAX_SCHEMA_BYTES:
-        raise BadRequest(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes", param=param_of(path))
+def _check_length(text: str, path: str, max_bytes: int) -> None:
+    if len(text.encode("utf-8", "replace")) > max_bytes:
+        raise BadRequest(f"{path} is larger than {max_bytes} bytes", param=param_of(path))
 
 
 def _begin(after_token_id: int | None) -> str:

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NoReturn
 
-MAX_REPEAT = 10_000
+from server.limits import DEFAULT_LIMITS
+
+MAX_REPEAT = DEFAULT_LIMITS.max_repeat
 MAX_DEPTH = 64  # of groups
 
 ANYTHING = "(?s:.*)"
@@ -59,14 +61,15 @@ _Item = str | _Anchor | _Group | _Repeat  # a string is an expression of one cha
 _Branch = list[_Item]
 
 
-def whole(pattern: str) -> str:
+def whole(pattern: str, max_repeat: int = MAX_REPEAT) -> str:
     """An expression that matches what `pattern` matches as a whole. Raises `UnsupportedRegex`."""
-    return _written(_without_anchors(_Parser(pattern).parse(), start=True, end=True))
+    return _written(_without_anchors(_Parser(pattern, max_repeat).parse(), start=True, end=True))
 
 
-def found(pattern: str) -> str:
+def found(pattern: str, max_repeat: int = MAX_REPEAT) -> str:
     """An expression for the whole texts that `pattern` is found in, as in JSON Schema."""
-    return "|".join(_found_branch(branch) for branch in _Parser(pattern).parse().branches)
+    branches = _Parser(pattern, max_repeat).parse().branches
+    return "|".join(map(_found_branch, branches))
 
 
 def literal(text: str) -> str:
@@ -80,7 +83,8 @@ def _literal(char: str) -> str:
 
 
 class _Parser:
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, max_repeat: int) -> None:
+        self._max_repeat = max_repeat
         self._text = pattern
         self._at = 0
         self._folds_case = False
@@ -177,8 +181,8 @@ class _Parser:
             return ""
         least = int(match[1] or 0)
         most = int(match[3]) if match[3] else None if match[2] else least
-        if max(least, most or 0) > MAX_REPEAT:
-            _refuse(f"a repetition is bounded by more than {MAX_REPEAT}")
+        if max(least, most or 0) > self._max_repeat:
+            _refuse(f"a repetition is bounded by more than {self._max_repeat}")
         if most is not None and most < least:
             _refuse("a repetition has its bounds the wrong way round")
         return f"{{{least},{'' if most is None else most}}}"

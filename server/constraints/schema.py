@@ -28,12 +28,8 @@ from server.constraints.refs import resolved
 from server.constraints.regex import UnsupportedRegex, found
 from server.constraints.rewrite import rewritten
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 
-MAX_SCHEMA_BYTES = 256 * 1024
-MAX_DEPTH = 64
-MAX_PROPERTIES = 2000
-MAX_ENUM_VALUES = 10_000
-MAX_REPEAT = 10_000
 MAX_FACTOR = 10_000  # significant digits of a `multipleOf`: it costs an automaton of that size
 MAX_PATH_CHARS = 150
 
@@ -90,23 +86,26 @@ class _Place:
         return _Place(self.path, self.depth + 1)
 
 
-def normalized(schema: Any, *, path: str, root: Any = None) -> Schema:
+def normalized(
+    schema: Any, *, path: str, root: Any = None, limits: Limits = DEFAULT_LIMITS
+) -> Schema:
     """The schema for the engine. `root` is what references point into: by default `schema`, else
     one whose size was checked.
 
     Raises BadRequest, which names the part by its path from `path` on.
     """
     if root is None:
-        check_size(schema, path)
-    result = _Normalizer(schema if root is None else root, path).run(schema)
+        check_size(schema, path, limits)
+    result = _Normalizer(schema if root is None else root, path, limits).run(schema)
     if not has_finite_value(result):
         raise BadRequest(f"{path} has no value that ever ends", param=param_of(path))
     return result
 
 
-def check_size(schema: Any, path: str) -> None:
-    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
-        raise BadRequest(f"{path} is larger than {MAX_SCHEMA_BYTES} bytes", param=param_of(path))
+def check_size(schema: Any, path: str, limits: Limits) -> None:
+    most = limits.max_schema_bytes
+    if len(msgspec.json.encode(schema)) > most:
+        raise BadRequest(f"{path} is larger than {most} bytes", param=param_of(path))
 
 
 def param_of(path: str) -> str:
@@ -115,7 +114,8 @@ def param_of(path: str) -> str:
 
 
 class _Normalizer:
-    def __init__(self, root: Any, path: str) -> None:
+    def __init__(self, root: Any, path: str, limits: Limits) -> None:
+        self._limits = limits
         self._root = root
         self._path = path
         self._num_properties = 0
@@ -141,8 +141,9 @@ class _Normalizer:
             return node
         if not isinstance(node, dict):
             self._refuse(place, "must be a schema: an object, true or false")
-        if place.depth > MAX_DEPTH:
-            self._refuse(place, f"is nested deeper than {MAX_DEPTH} schemas")
+        most = self._limits.max_schema_depth
+        if place.depth > most:
+            self._refuse(place, f"is nested deeper than {most} schemas")
         schema = {k: v for k, v in cast(Schema, node).items() if v is not None or k == "const"}
         simpler = rewritten(schema, self._root)
         if isinstance(simpler, bool):
@@ -206,8 +207,9 @@ class _Normalizer:
             self._refuse(at, "must be an object of schemas")
         members = cast(Schema, value)
         self._num_properties += len(members)
-        if self._num_properties > MAX_PROPERTIES:
-            self._refuse(at, f"brings the schema past {MAX_PROPERTIES} properties")
+        most = self._limits.max_schema_properties
+        if self._num_properties > most:
+            self._refuse(at, f"brings the schema past {most} properties")
         if keyword == "properties":
             return {k: self._schema(v, at.inner() / k, combined=False) for k, v in members.items()}
         return {
@@ -274,14 +276,15 @@ class _Normalizer:
         if not isinstance(value, list) or not value:
             self._refuse(at, "must be a list that is not empty")
         self._num_values += len(cast(list[Any], value))
-        if self._num_values > MAX_ENUM_VALUES:
-            self._refuse(at, f"brings the schema past {MAX_ENUM_VALUES} enum values")
+        most = self._limits.max_enum_values
+        if self._num_values > most:
+            self._refuse(at, f"brings the schema past {most} enum values")
 
     def _pattern(self, value: Any, at: _Place) -> str:
         if not isinstance(value, str):
             self._refuse(at, "must be a regular expression")
         try:
-            return f"^(?:{found(value)})$"
+            return f"^(?:{found(value, self._limits.max_repeat)})$"
         except UnsupportedRegex as error:
             self._refuse(at, f"cannot be used as a regular expression: {error}")
 
@@ -298,8 +301,8 @@ class _Normalizer:
             value = int(value)
         if type(value) is not int or value < 0:
             self._refuse(at, "must be an integer of at least 0")
-        if value > MAX_REPEAT:
-            self._refuse(at, f"must be at most {MAX_REPEAT}")
+        if value > self._limits.max_repeat:
+            self._refuse(at, f"must be at most {self._limits.max_repeat}")
         return value
 
     def _strings(self, value: Any, at: _Place) -> list[str]:
@@ -312,8 +315,9 @@ class _Normalizer:
         if not isinstance(value, list):
             self._refuse(at, "must be a list of schemas")
         listed = cast(list[Any], value)
-        if len(listed) > MAX_ENUM_VALUES:
-            self._refuse(at, f"has more than {MAX_ENUM_VALUES} schemas")
+        most = self._limits.max_enum_values
+        if len(listed) > most:
+            self._refuse(at, f"has more than {most} schemas")
         return listed
 
     def _numbers(self, schema: Schema, types: list[str], place: _Place, result: Schema) -> None:

@@ -30,10 +30,11 @@ from server.constraints.grammar_text import (
     up_to,
     without,
 )
-from server.constraints.regex import MAX_REPEAT, UnsupportedRegex, whole
-from server.constraints.schema import MAX_DEPTH, MAX_SCHEMA_BYTES, normalized, param_of
+from server.constraints.regex import UnsupportedRegex, whole
+from server.constraints.schema import normalized, param_of
 from server.constraints.strings import ANY_TEXT
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 
 MAX_STRINGS = 128  # triggers, ends or excludes of one format
 FORMATS = (
@@ -59,15 +60,18 @@ class _Place:
 class StructuralGrammar:
     """The lines of a grammar whose rule `content` is what a structural tag describes."""
 
-    def __init__(self, tag: Format, path: str, *, whitespace: Format) -> None:
+    def __init__(
+        self, tag: Format, path: str, *, whitespace: Format, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         """`whitespace` is what the grammar engine is told of the blanks in JSON."""
         self._whitespace = whitespace
+        self._limits = limits
         self._path = path
         self._text = GrammarText("tag", path)
         self.has_json = False
         place = _Place(path)
-        if len(msgspec.json.encode(tag)) > MAX_SCHEMA_BYTES:
-            self._refuse(place, f"is larger than {MAX_SCHEMA_BYTES} bytes")
+        if len(msgspec.json.encode(tag)) > limits.max_schema_bytes:
+            self._refuse(place, f"is larger than {limits.max_schema_bytes} bytes")
         if tag.get("format") is not None:
             part = self._part(tag["format"], place / "format", ())
         else:
@@ -80,8 +84,9 @@ class StructuralGrammar:
 
     def _part(self, node: Any, place: _Place, ends: tuple[str, ...]) -> Part:
         """What `node` describes, and behind it one of `ends`, if there are any."""
-        if place.depth > 2 * MAX_DEPTH:
-            self._refuse(_Place(self._path), f"is nested deeper than {MAX_DEPTH} formats")
+        most = self._limits.max_schema_depth
+        if place.depth > 2 * most:
+            self._refuse(_Place(self._path), f"is nested deeper than {most} formats")
         fields = self._object(node, place)
         kind = fields.get("type")
         if not isinstance(kind, str):
@@ -133,8 +138,9 @@ class StructuralGrammar:
         text = ANY_TEXT
         most = fields.get("max_chars")
         if most is not None:
-            if type(most) is not int or not 0 <= most <= MAX_REPEAT:
-                self._refuse(place / "max_chars", f"must be an integer from 0 to {MAX_REPEAT}")
+            limit = self._limits.max_repeat
+            if type(most) is not int or not 0 <= most <= limit:
+                self._refuse(place / "max_chars", f"must be an integer from 0 to {limit}")
             text = f"/(?s:.{{0,{most}}})/"
         excluded = self._strings(fields, "excludes", place)
         if not ends or (most is not None and not any(ends)):
@@ -153,13 +159,17 @@ class StructuralGrammar:
         if fields.get("max_whitespace_cnt") is not None:
             whitespace = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
         at = place / "json_schema"
-        schema = {"x-guidance": whitespace, **normalized(fields["json_schema"], path=at.path)}
+        normal = normalized(fields["json_schema"], path=at.path, limits=self._limits)
+        schema = {"x-guidance": whitespace, **normal}
         self.has_json = True
         return Part(self._text.rule(f"%json {msgspec.json.encode(schema).decode()}"), regular=False)
 
     def _regex(self, fields: Format, place: _Place) -> Part:
         try:
-            return Part(f"/{whole(self._string(fields, 'pattern', place))}/", regular=True)
+            return Part(
+                f"/{whole(self._string(fields, 'pattern', place), self._limits.max_repeat)}/",
+                regular=True,
+            )
         except UnsupportedRegex as error:
             self._refuse(place / "pattern", f"cannot be used: {error}")
 
@@ -290,8 +300,9 @@ class StructuralGrammar:
     def _times(self, fields: Format, place: _Place) -> str:
         least, most = fields.get("min"), fields.get("max")
         for name, value, lowest in (("min", least, 0), ("max", most, -1)):
-            if type(value) is not int or not lowest <= value <= MAX_REPEAT:
-                self._refuse(place / name, f"must be an integer from {lowest} to {MAX_REPEAT}")
+            limit = self._limits.max_repeat
+            if type(value) is not int or not lowest <= value <= limit:
+                self._refuse(place / name, f"must be an integer from {lowest} to {limit}")
         assert type(least) is int
         assert type(most) is int
         if 0 <= most < least:

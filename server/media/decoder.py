@@ -14,6 +14,7 @@ import msgspec
 from engine import VisionConfig
 from server.child import Child, ReadFrame
 from server.errors import Unavailable
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.loaded import MediaKind, Picture
 from server.media.pixel_limits import PixelLimits
 from server.media.unusable import NOT_DECODED, Unusable
@@ -31,12 +32,14 @@ class Decoder:
         vision: VisionConfig,
         pixel_limits: PixelLimits,
         *,
+        limits: Limits = DEFAULT_LIMITS,
         image_limit_s: float = IMAGE_LIMIT_S,
         video_limit_s: float = VIDEO_LIMIT_S,
     ) -> None:
         self._factor = vision.merged_size
         self._temporal_factor = vision.temporal_patch_size
         self._pixel_limits = pixel_limits
+        self._limits = limits
         self._limits_s: dict[MediaKind, float] = {"image": image_limit_s, "video": video_limit_s}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="media-decoder")
         self._worker = Child(WORKER)
@@ -104,6 +107,7 @@ class Decoder:
             min_pixels=limits.min_image if kind == "image" else limits.min_video,
             max_pixels=limits.max_image if kind == "image" else limits.max_video,
             sampling=limits.sampling,
+            limits=self._limits,
         )
 
 

@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.access import MediaAccess
-from server.media.unusable import NOT_FETCHED, Unusable
+from server.media.unusable import NOT_FETCHED, Unusable, too_large
 
-TOTAL_LIMIT_S = 10.0
-MAX_REDIRECTS = 3
 MAX_ADDRESSES = 4  # of one host that are tried
 
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -62,26 +61,26 @@ class Fetcher:
         *,
         resolve: Resolve = resolve,
         is_public: Callable[[str], bool] = is_public,
-        limit_s: float = TOTAL_LIMIT_S,
+        limits: Limits = DEFAULT_LIMITS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._access = access
         self._resolve = resolve
         self._is_public = is_public
-        self._limit_s = limit_s
+        self._limits = limits
         self._tls = tls
 
     async def fetch(self, url: str, max_bytes: int) -> bytes:
         """The body at `url`. Raises Unusable."""
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(self._limits.fetch_timeout_s):
                 return await self._fetch(url, max_bytes)
         except (TimeoutError, OSError, httpx.HTTPError):
             raise Unusable(NOT_FETCHED) from None
 
     async def _fetch(self, text: str, max_bytes: int) -> bytes:
         url = self._checked(text)
-        for _ in range(MAX_REDIRECTS + 1):
+        for _ in range(self._limits.max_redirects + 1):
             found = await self._get(url, max_bytes)
             if isinstance(found, bytes):
                 return found
@@ -146,7 +145,7 @@ async def _body(response: httpx.Response, max_bytes: int) -> bytes:
     async for part in response.aiter_raw():
         body += part
         if len(body) > max_bytes:
-            raise Unusable(f"is larger than {max_bytes >> 20} MiB")
+            raise too_large(max_bytes)
     return bytes(body)
 
 

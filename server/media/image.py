@@ -18,14 +18,12 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401  # pyright: ignore[reportUnusedImport]
 )
 
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.loaded import Picture
 from server.media.resize import image_size
-from server.media.unusable import EXTREME_SIDES, Unusable
+from server.media.unusable import Unusable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 36_000_000
-MIN_SIDE = 2
-MAX_ASPECT = 200
 
 _TURNS = {  # what undoes an EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,18 +34,24 @@ _TURNS = {  # what undoes an EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TOO_MANY_PIXELS = f"has more than {MAX_PIXELS // 1_000_000} megapixels"
 
 
-def read_image(data: bytes, *, factor: int, min_pixels: int, max_pixels: int) -> Picture:
+def read_image(
+    data: bytes,
+    *,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Picture:
     """The image, or the first frame of an animation. Raises Unusable, or what Pillow does."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise Unusable(_TOO_MANY_PIXELS) from None
+        raise _too_many_pixels(limits) from None
     except Image.UnidentifiedImageError:
         raise Unusable("is not a PNG, JPEG, WebP, GIF or BMP image") from None
-    check_sides(image.height, image.width)
+    check_sides(image.height, image.width, limits)
     image.load()
     image = _upright(as_rgb(image), _orientation(image))
     height, width = image_size(
@@ -57,12 +61,20 @@ def read_image(data: bytes, *, factor: int, min_pixels: int, max_pixels: int) ->
     return Picture(num_frames=1, height=height, width=width, pixels=resized.tobytes())
 
 
-def check_sides(height: int, width: int) -> None:
+def check_sides(height: int, width: int, limits: Limits) -> None:
     """Raises Unusable for what is too large, too small or too long."""
-    if min(height, width) < MIN_SIDE or max(height, width) > MAX_ASPECT * min(height, width):
-        raise Unusable(EXTREME_SIDES)
-    if height * width > MAX_PIXELS:
-        raise Unusable(_TOO_MANY_PIXELS)
+    shorter, longer = sorted((height, width))
+    if shorter < limits.min_image_side or longer > limits.max_image_aspect * shorter:
+        raise Unusable(
+            f"is less than {limits.min_image_side} pixels wide or high, or more than "
+            f"{limits.max_image_aspect} times as long as wide"
+        )
+    if height * width > limits.max_image_pixels:
+        raise _too_many_pixels(limits)
+
+
+def _too_many_pixels(limits: Limits) -> Unusable:
+    return Unusable(f"has more than {limits.max_image_pixels / 1_000_000:g} megapixels")
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

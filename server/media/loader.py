@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from engine import QueueFull, VisionConfig
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.access import MediaAccess
 from server.media.decoder import Decoder
 from server.media.fetch import Fetcher
@@ -20,7 +21,7 @@ from server.media.pixel_limits import PixelLimits
 from server.media.source import Source
 from server.media.unusable import Unusable
 
-MAX_MEDIA: dict[MediaKind, int] = {"image": 64, "video": 4}
+KINDS: tuple[MediaKind, ...] = ("image", "video")
 MAX_PIXELS = 1 << 28  # of a request: more tokens than the longest window of the models has
 MAX_REQUEST_BYTES = 3 * MAX_PIXELS
 MAX_HELD_BYTES = 2 << 30  # of pixels, by all requests
@@ -36,13 +37,15 @@ class MediaLoader:
         pixel_limits: PixelLimits,
         fetcher: Fetcher | None = None,
         max_held_bytes: int = MAX_HELD_BYTES,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
+        self._limits = limits
         self._max_held_bytes = max_held_bytes
         self._num_held_bytes = 0
-        self._source = Source(access, fetcher or Fetcher(access))
+        self._source = Source(access, fetcher or Fetcher(access, limits=limits), limits)
         # One each: no image waits for a long video.
         self._decoders: dict[MediaKind, Decoder] = {
-            kind: Decoder(vision, pixel_limits) for kind in MAX_MEDIA
+            kind: Decoder(vision, pixel_limits, limits=limits) for kind in KINDS
         }
         self._carried = asyncio.Semaphore(MAX_AT_ONCE)  # slow hosts do not hold up data: URLs
         self._elsewhere = asyncio.Semaphore(MAX_AT_ONCE)
@@ -53,7 +56,7 @@ class MediaLoader:
         Raises BadRequest that names the place of what is unusable, QueueFull when other requests
         hold too much.
         """
-        check_number(refs)
+        check_number(refs, self._limits)
         held: list[LoadedMedia] = []
 
         async def load(ref: MediaRef) -> LoadedMedia:
@@ -99,10 +102,11 @@ def _num_bytes(media: LoadedMedia) -> int:
     return sum(len(picture.pixels) for picture in media.pictures)
 
 
-def check_number(refs: Sequence[MediaRef]) -> None:
+def check_number(refs: Sequence[MediaRef], limits: Limits) -> None:
     """Raises BadRequest that names the first of too many."""
+    most_of: dict[MediaKind, int] = {"image": limits.max_images, "video": limits.max_videos}
     counts: Counter[MediaKind] = Counter()
     for ref in refs:
         counts[ref.kind] += 1
-        if counts[ref.kind] > (most := MAX_MEDIA[ref.kind]):
+        if counts[ref.kind] > (most := most_of[ref.kind]):
             raise BadRequest(f"{ref.path}: there are more than {most} {ref.kind}s", param=ref.path)

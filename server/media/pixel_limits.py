@@ -7,13 +7,14 @@ from typing import Any, cast
 import msgspec
 
 from engine import read_config_file
+from server.limits import DEFAULT_LIMITS
 
 IMAGE_FILE = "preprocessor_config.json"
 VIDEO_FILE = "video_preprocessor_config.json"
 NORMALISATION = 0.5  # mean and deviation of every channel: what the engine computes with
 
 
-MAX_FRAMES = 768  # of a video, whatever the checkpoint asks for
+MAX_FRAMES = DEFAULT_LIMITS.max_video_frames  # of a video, whatever the checkpoint asks for
 
 
 class FrameSampling(msgspec.Struct, frozen=True, array_like=True):

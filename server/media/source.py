@@ -11,12 +11,11 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.access import MediaAccess
 from server.media.fetch import Fetcher
 from server.media.loaded import MediaKind
-from server.media.unusable import Unusable
-
-MAX_BYTES: dict[MediaKind, int] = {"image": 32 << 20, "video": 64 << 20}
+from server.media.unusable import Unusable, too_large
 
 _MAX_HEAD_CHARS = 1024  # of a data: URL, before its comma
 _NOT_A_FILE = "is not a file that this server may read"
@@ -24,13 +23,19 @@ _SPACE = b"\t\n\f\r "
 
 
 class Source:
-    def __init__(self, access: MediaAccess, fetcher: Fetcher) -> None:
+    def __init__(
+        self, access: MediaAccess, fetcher: Fetcher, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
         self._access = access
         self._fetcher = fetcher
+        self._max_bytes: dict[MediaKind, int] = {
+            "image": limits.max_image_bytes,
+            "video": limits.max_video_bytes,
+        }
 
     async def read(self, url: str, kind: MediaKind) -> bytes:
         """Raises Unusable."""
-        max_bytes = MAX_BYTES[kind]
+        max_bytes = self._max_bytes[kind]
         match url[:_MAX_HEAD_CHARS].partition(":")[0].lower():
             case "data":
                 return await asyncio.to_thread(data_of, url, max_bytes)
@@ -93,7 +98,3 @@ def file_at(url: str, root: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise too_large(max_bytes)
     return data
-
-
-def too_large(max_bytes: int) -> Unusable:
-    return Unusable(f"is larger than {max_bytes >> 20} MiB")

@@ -14,4 +14,8 @@ class Unusable(Exception):
 
 NOT_FETCHED = "could not be fetched"
 NOT_DECODED = "cannot be decoded"
-EXTREME_SIDES = "is less than 2 pixels wide or high, or more than 200 times as long as wide"
+
+
+def too_large(max_bytes: int) -> Unusable:
+    mib = max_bytes / (1 << 20)
+    return Unusable(f"is larger than {f'{mib:.4g} MiB' if mib >= 1 else f'{max_bytes} bytes'}")

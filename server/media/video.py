@@ -17,13 +17,13 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from PIL import Image
 
-from server.media.image import MAX_PIXELS, check_sides
+from server.limits import DEFAULT_LIMITS, Limits
+from server.media.image import check_sides
 from server.media.loaded import Picture
 from server.media.pixel_limits import FrameSampling
 from server.media.resize import video_size
 from server.media.unusable import NOT_DECODED, Unusable
 
-MAX_TOTAL_PIXELS = 512_000_000  # of the frames that are kept, before they are resized
 FRAMES_PER_S_UNTOLD = 24
 CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"}
 NUM_THREADS = 4
@@ -33,7 +33,6 @@ _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _OPTIONS = {
     "protocol_whitelist": "none",
     "codec_whitelist": "h264,hevc,vp8,vp9,libvpx,libvpx-vp9,av1,libdav1d,mpeg4",
-    "max_pixels": str(MAX_PIXELS),
 }
 
 
@@ -45,18 +44,19 @@ def read_video(
     min_pixels: int,
     max_pixels: int,
     sampling: FrameSampling,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[Picture]:
     """One picture per `temporal_factor` frames. Raises Unusable, or what the decoder does."""
-    with _opened(data) as (container, stream):
+    with _opened(data, limits) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         fps = float(rate) if rate else float(FRAMES_PER_S_UNTOLD)
         total = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
     while True:
         if total < 1:
             raise Unusable(NOT_DECODED)
-        indices = sampled_indices(total, fps, sampling)
+        indices = sampled_indices(total, fps, sampling, limits.max_video_frames)
         frames, num_decoded = _resized_frames(
-            data, indices, temporal_factor, factor, min_pixels, max_pixels
+            data, indices, temporal_factor, factor, min_pixels, max_pixels, limits
         )
         if len(frames) == len(indices):
             break
@@ -72,20 +72,24 @@ def read_video(
     ]
 
 
-def sampled_indices(total: int, fps: float, sampling: FrameSampling) -> list[int]:
+def sampled_indices(
+    total: int, fps: float, sampling: FrameSampling, most: int = DEFAULT_LIMITS.max_video_frames
+) -> list[int]:
     """Which of `total` frames are kept: rising, and none twice."""
     num_frames = int(total / fps * sampling.per_s)
-    num_frames = min(max(num_frames, sampling.minimum), sampling.maximum, total)
+    num_frames = min(max(num_frames, sampling.minimum), sampling.maximum, most, total)
     return np.linspace(0, total - 1, num_frames).round().astype(int).tolist()
 
 
 @contextmanager
-def _opened(data: bytes) -> Generator[tuple[InputContainer, VideoStream], None, None]:
+def _opened(
+    data: bytes, limits: Limits
+) -> Generator[tuple[InputContainer, VideoStream], None, None]:
     with av.open(
         io.BytesIO(data),
         mode="r",
         format=_container_format(data),
-        options=_OPTIONS,
+        options={**_OPTIONS, "max_pixels": str(limits.max_image_pixels)},
         metadata_errors="replace",
         io_open=_refuse_to_open,
     ) as container:
@@ -95,7 +99,7 @@ def _opened(data: bytes) -> Generator[tuple[InputContainer, VideoStream], None, 
         codec = stream.codec_context
         if codec is None or codec.codec.canonical_name not in CODECS:  # pyright: ignore[reportUnnecessaryComparison]
             raise Unusable("is not in H.264, H.265, VP8, VP9, AV1 or MPEG-4")
-        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        codec.options = {"max_pixels": str(limits.max_image_pixels)}
         codec.thread_type = "AUTO"
         codec.thread_count = NUM_THREADS
         yield container, stream
@@ -120,22 +124,24 @@ def _resized_frames(
     factor: int,
     min_pixels: int,
     max_pixels: int,
+    limits: Limits,
 ) -> tuple[list[Image.Image], int]:
     """The frames at `indices` as far as they exist, and how many were decoded for that."""
     frames: list[Image.Image] = []
     num_decoded = 0
     size = None
     num_pixels = 0
-    with _opened(data) as (container, stream):
+    with _opened(data, limits) as (container, stream):
         for frame in container.decode(stream):
             num_decoded += 1
             if num_decoded <= indices[len(frames)]:
                 continue
-            check_sides(frame.height, frame.width)
+            check_sides(frame.height, frame.width, limits)
             num_pixels += frame.height * frame.width
             # Judged by the first: all of them are decoded before it is known otherwise.
-            if max(num_pixels, len(indices) * frame.height * frame.width) > MAX_TOTAL_PIXELS:
-                raise Unusable(f"has more than {MAX_TOTAL_PIXELS // 1_000_000} megapixels in all")
+            most = limits.max_video_pixels
+            if max(num_pixels, len(indices) * frame.height * frame.width) > most:
+                raise Unusable(f"has more than {most / 1_000_000:g} megapixels in all")
             image = _upright(frame)
             if size is None:
                 height, width = video_size(

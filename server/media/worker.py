@@ -11,6 +11,7 @@ import sys
 import msgspec
 
 from server.child import read_frame, write_frame
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.image import read_image
 from server.media.loaded import MediaKind, Picture
 from server.media.pixel_limits import FrameSampling
@@ -28,6 +29,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     min_pixels: int
     max_pixels: int
     sampling: FrameSampling
+    limits: Limits = DEFAULT_LIMITS
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -45,6 +47,7 @@ def pictures_of(ask: Ask) -> list[Picture]:
                     factor=ask.factor,
                     min_pixels=ask.min_pixels,
                     max_pixels=ask.max_pixels,
+                    limits=ask.limits,
                 )
             ]
         return read_video(
@@ -54,6 +57,7 @@ def pictures_of(ask: Ask) -> list[Picture]:
             min_pixels=ask.min_pixels,
             max_pixels=ask.max_pixels,
             sampling=ask.sampling,
+            limits=ask.limits,
         )
     except Unusable:
         raise

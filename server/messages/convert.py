@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 from server.media.loaded import MediaRef
 from server.media_parts import LoadedByKey
 from server.media_wait import AwaitsMedia, with_media
@@ -53,7 +54,7 @@ def valid_chat(
     """What `validator` makes of the equal chat request. Raises BadRequest in the client's names."""
     chat = chat_of(request)
     with _client_names(chat.sources):
-        equal = chat_request(request, chat)
+        equal = chat_request(request, chat, validator.limits)
         refs = validator.media_of(equal.messages)
 
     def validated(media: LoadedByKey) -> ValidChat:
@@ -68,7 +69,7 @@ def num_prompt_tokens(request: CountTokensRequest, validator: Validator) -> int 
     chat = chat_of(request)
     with _client_names(chat.sources):
         fields = {"model": request.model, **_prompt_fields(request, chat)}
-        equal = parse_wire(TokenizeRequest, fields)
+        equal = parse_wire(TokenizeRequest, fields, validator.limits)
         refs = validator.media_of(equal.messages or ())
 
     def counted(media: LoadedByKey) -> int:
@@ -93,7 +94,9 @@ def chat_of(request: PromptRequest) -> Chat:
     return chat
 
 
-def chat_request(request: MessagesRequest, chat: Chat) -> ChatCompletionRequest:
+def chat_request(
+    request: MessagesRequest, chat: Chat, limits: Limits = DEFAULT_LIMITS
+) -> ChatCompletionRequest:
     choice = request.tool_choice
     thinking = request.thinking
     config = request.output_config
@@ -117,7 +120,7 @@ def chat_request(request: MessagesRequest, chat: Chat) -> ChatCompletionRequest:
     if config is not None and config.format is not None:
         schema = {"name": "output", "schema": config.format.schema_}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return parse_wire(ChatCompletionRequest, fields)
+    return parse_wire(ChatCompletionRequest, fields, limits)
 
 
 def _prompt_fields(request: PromptRequest, chat: Chat) -> dict[str, Any]:

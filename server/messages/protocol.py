@@ -7,16 +7,12 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PlainValidator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PlainValidator, ValidationInfo
 
-from server.protocol import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS, WireModel
+from server.protocol import MAX_STOP_CHARS, WireModel
+from server.wire_limits import AtMost, breaks, limits_of
 
 Content = str | list[dict[str, Any]]
-
-
-def _breaks(rule: str) -> PydanticCustomError:
-    return PydanticCustomError("rule", "{rule}", {"rule": rule})
 
 
 def _check_content(value: Any) -> Content:
@@ -26,19 +22,20 @@ def _check_content(value: Any) -> Content:
         blocks = cast(list[Any], value)
         if all(isinstance(block, dict) for block in blocks):
             return blocks
-    raise _breaks("must be a string or a list of blocks")
+    raise breaks("must be a string or a list of blocks")
 
 
-def _check_stops(value: Any) -> list[str]:
+def _check_stops(value: Any, info: ValidationInfo) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in cast(list[Any], value)):
-        raise _breaks("must be a list of strings")
+        raise breaks("must be a list of strings")
     stops = cast(list[str], value)
-    if len(stops) > MAX_STOPS:
-        raise _breaks(f"must have at most {MAX_STOPS} strings")
+    most = limits_of(info).max_stops
+    if len(stops) > most:
+        raise breaks(f"must have at most {most} strings")
     if not all(stops):
-        raise _breaks("must not hold an empty string")
+        raise breaks("must not hold an empty string")
     if max(map(len, stops), default=0) > MAX_STOP_CHARS:
-        raise _breaks(f"must not hold a string longer than {MAX_STOP_CHARS} characters")
+        raise breaks(f"must not hold a string longer than {MAX_STOP_CHARS} characters")
     return stops
 
 
@@ -86,9 +83,9 @@ class PromptRequest(WireModel):
     """What decides the prompt: the whole of a request to count its tokens."""
 
     model: str | None = None
-    messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    messages: Annotated[list[Turn], AtMost("max_messages")] = Field(min_length=1, fail_fast=True)
     system: TextOrBlocks = ""
-    tools: list[Tool] = Field(default=[], max_length=MAX_TOOLS, fail_fast=True)
+    tools: Annotated[list[Tool], AtMost("max_tools")] = Field(default=[], fail_fast=True)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -100,7 +97,7 @@ class MessagesRequest(PromptRequest):
     stop_sequences: Annotated[
         list[str], PlainValidator(_check_stops, json_schema_input_type=list[str])
     ] = Field(default=[])
-    temperature: float | None = Field(default=None, ge=0, le=2)
+    temperature: Annotated[float | None, AtMost("max_temperature")] = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     stream: bool = False

@@ -18,7 +18,7 @@ from server.messages.cache_marks import marks_cache
 from server.messages.convert import num_prompt_tokens, valid_chat
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
-from server.protocol import parse_wire
+from server.protocol import parse_body, parse_wire
 from server.site import Site, add_route
 from server.valid import ValidChat
 
@@ -29,8 +29,8 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
     """The two routes; their exchanges have to come from `fault.exchange_for`."""
 
     def read_message(body: bytes) -> Draft | AwaitsMedia[Draft]:
-        given = decode_json(body)
-        request = parse_wire(MessagesRequest, given)
+        given = decode_json(body, site.limits.max_json_depth)
+        request = parse_wire(MessagesRequest, given, site.limits)
         tells_cache_writes = marks_cache(given)
 
         def draft(valid: ValidChat) -> Draft:
@@ -47,7 +47,7 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
         return then(valid_chat(request, site.validator), draft)
 
     def read_count(body: bytes) -> bytes | AwaitsMedia[bytes]:
-        request = parse_wire(CountTokensRequest, decode_json(body))
+        request = parse_body(CountTokensRequest, body, site.limits)
         return then(
             num_prompt_tokens(request, site.validator),
             lambda count: msgspec.json.encode({"input_tokens": count}),

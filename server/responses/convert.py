@@ -15,6 +15,7 @@ request is put in the terms of the Responses request by `Conversion.refusal`.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from server.errors import BadRequest
@@ -98,7 +99,11 @@ class Conversion:
 
 
 def convert(
-    request: ResponsesRequest, body: dict[str, Any], earlier: Items, find_item: FindItem
+    request: ResponsesRequest,
+    body: dict[str, Any],
+    earlier: Items,
+    find_item: FindItem,
+    max_json_depth: int,
 ) -> Conversion:
     """Make the chat request. `earlier` are the items of the conversation that is continued."""
     _refuse_unsupported(request)
@@ -125,7 +130,7 @@ def convert(
     ):
         fields["tool_choice"] = _tool_choice(request.tool_choice)
 
-    messages = _Messages()
+    messages = _Messages(max_json_depth)
     if request.instructions is not None:
         messages.put({"role": "system", "content": request.instructions}, "instructions")
     for item in earlier:
@@ -208,7 +213,8 @@ def _read(model: type[Model], item: dict[str, Any], path: str) -> Model:
 class _Messages:
     """Chat messages that grow item by item."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_json_depth: int) -> None:
+        self._max_json_depth = max_json_depth
         self.messages: list[dict[str, Any]] = []
         self.origins: list[str] = []
         self._answer: dict[str, Any] | None = None  # the last message, while it may grow
@@ -254,7 +260,8 @@ class _Messages:
         param = f"{path}.arguments"
         text = item.arguments.strip()
         try:
-            arguments = decode_object(text.encode(), what=param, param=param) if text else {}
+            read = partial(decode_object, what=param, param=param, max_depth=self._max_json_depth)
+            arguments = read(text.encode()) if text else {}
         except BadRequest:
             if item.status == "incomplete":
                 return

@@ -7,19 +7,15 @@ are strict. Sampling fields and template controls are the ones of chat; `convert
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, PlainValidator
-from pydantic_core import PydanticCustomError
 
-from server.protocol import MAX_TOOLS, ChatPromptFields, SamplingFields, Strings, WireModel
+from server.protocol import ChatPromptFields, NumLogprobs, SamplingFields, Strings, WireModel
+from server.wire_limits import AtMost, breaks
 
 MAX_METADATA = 16
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
 
 Items = list[dict[str, Any]]
-
-
-def _breaks(rule: str) -> PydanticCustomError:
-    return PydanticCustomError("rule", "{rule}", {"rule": rule})
 
 
 def _is_objects(value: Any) -> bool:
@@ -31,7 +27,7 @@ def _check_input(value: Any) -> str | Items:
         return value
     if _is_objects(value):
         return cast(Items, value)
-    raise _breaks("must be a string or a list of items")
+    raise breaks("must be a string or a list of items")
 
 
 def _check_content(value: Any) -> str | Items:
@@ -39,20 +35,20 @@ def _check_content(value: Any) -> str | Items:
         return value
     if _is_objects(value):
         return cast(Items, value)
-    raise _breaks("must be a string or a list of content parts")
+    raise breaks("must be a string or a list of content parts")
 
 
 def _check_metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise _breaks("must be an object of strings")
+        raise breaks("must be an object of strings")
     pairs = cast(dict[str, Any], value)
     if len(pairs) > MAX_METADATA:
-        raise _breaks(f"must have at most {MAX_METADATA} entries")
+        raise breaks(f"must have at most {MAX_METADATA} entries")
     for key, text in pairs.items():
         if not isinstance(text, str):
-            raise _breaks("must be an object of strings")
+            raise breaks("must be an object of strings")
         if len(key) > MAX_METADATA_KEY_CHARS or len(text) > MAX_METADATA_VALUE_CHARS:
-            raise _breaks(
+            raise breaks(
                 f"must have keys of at most {MAX_METADATA_KEY_CHARS} and values of at most "
                 f"{MAX_METADATA_VALUE_CHARS} characters"
             )
@@ -84,12 +80,14 @@ class ResponsesRequest(SamplingFields, ChatPromptFields):
     max_output_tokens: int | None = Field(default=None, ge=1)
     reasoning: ReasoningFields | None = None
     text: TextFields | None = None
-    tools: list[dict[str, Any]] | None = Field(default=None, max_length=MAX_TOOLS, fail_fast=True)
+    tools: Annotated[list[dict[str, Any]] | None, AtMost("max_tools")] = Field(
+        default=None, fail_fast=True
+    )
     tool_choice: Any = None  # `convert` and `validate_tools` know which
     parallel_tool_calls: bool = True
     truncation: Literal["auto", "disabled"] = "disabled"
     include: Strings = Field(default=[])
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: NumLogprobs | None = None
     background: bool = False
     conversation: Any = None
     prompt: Any = None

@@ -70,13 +70,20 @@ class ResponseReader:
 
     def read(self, body: bytes, owner: bytes) -> ResponseDraft | AwaitsMedia[ResponseDraft]:
         """Raise BadRequest for what cannot be answered."""
-        wire = decode_json(body)
-        request = parse_wire(ResponsesRequest, wire)
+        limits = self._validator.limits
+        wire = decode_json(body, limits.max_json_depth)
+        request = parse_wire(ResponsesRequest, wire, limits)
         previous = self._previous(request, owner)
         earlier = _decoded(previous.context() + list(previous.output_items)) if previous else []
-        conversion = convert(request, wire, earlier, lambda item_id: self._item(owner, item_id))
+        conversion = convert(
+            request,
+            wire,
+            earlier,
+            lambda item_id: self._item(owner, item_id),
+            limits.max_json_depth,
+        )
         try:
-            chat = parse_wire(ChatCompletionRequest, conversion.fields)
+            chat = parse_wire(ChatCompletionRequest, conversion.fields, limits)
             refs = self._validator.media_of(chat.messages)
         except BadRequest as error:
             raise conversion.refusal(error) from None
@@ -160,7 +167,12 @@ class ResponseReader:
             fitting = _fewest_dropped(
                 fields["messages"],
                 lambda messages: self._validator.chat(
-                    parse_wire(ChatCompletionRequest, {**fields, "messages": messages}), media
+                    parse_wire(
+                        ChatCompletionRequest,
+                        {**fields, "messages": messages},
+                        self._validator.limits,
+                    ),
+                    media,
                 ),
             )
             if fitting is None:

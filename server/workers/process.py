@@ -76,7 +76,9 @@ async def _serve(line: ParentLine, start: Start, listener: socket.socket) -> int
         is_ready.set()
         line.send(Ready(engine_address))
 
-    link = EngineLink(name=start.name, on_ready=on_ready)
+    link = EngineLink(
+        name=start.name, on_ready=on_ready, unread_bounds=start.settings.unread_bounds
+    )
     lifecycle = parts.lifecycle(link)
     lifecycle.others_ready = False
     metrics = parts.metrics(None)

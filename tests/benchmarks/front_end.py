@@ -54,8 +54,8 @@ from server.app_front import AppFront
 from server.checkpoint_text import CheckpointText, read_checkpoint_text
 from server.constraints.checker import GrammarChecker
 from server.constraints.reader import ConstraintReader
-from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.metrics import Metrics
 from server.serving import run_front
 from server.stop_orders import StopOrders
@@ -299,7 +299,7 @@ async def serve_rounds(
     answer = answer_ids(checkpoint, options.tokens)
     engine = EagerEngine(options.streams, num_arrived, answer, on_figures)
     checker = GrammarChecker()
-    limits = HttpLimits()
+    limits = Limits()
     lifecycle = Lifecycle(engine, request_timeout_s=limits.request_timeout_s)
     metrics = Metrics(engine, model_name="tiny")
     app = create_app(

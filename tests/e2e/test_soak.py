@@ -1,6 +1,12 @@
-"""A minute of mixed traffic leaves nothing behind: memory, descriptors and threads stay flat."""
+"""Mixed traffic leaves nothing behind: memory, descriptors and threads stay flat.
+
+A minute of it, or, before a release, as long as the variable says: an hour is
+
+    DELTASERVE_SOAK_S=3600 python -m pytest tests/e2e/test_soak.py
+"""
 
 import contextlib
+import os
 import random
 import threading
 import time
@@ -14,7 +20,7 @@ import pytest
 from tests.e2e.live import LiveServer, live_server, wait_until
 
 WARM_UP_S = 20.0
-SOAK_S = 60.0
+SOAK_S = float(os.environ.get("DELTASERVE_SOAK_S", "60"))
 NUM_CLIENTS = 8
 
 
@@ -58,8 +64,8 @@ def load(server: LiveServer, seed: int, over: threading.Event) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_minute_of_traffic_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.timeout(WARM_UP_S + SOAK_S + 220)
+def test_traffic_leaves_nothing_behind(tmp_path: Path) -> None:
     with live_server(tmp_path / "log") as server:
         canary = {"prompt": "The quick brown fox", "max_tokens": 24, "temperature": 0}
         expected = server.post("/v1/completions", canary).json()["choices"][0]["text"]

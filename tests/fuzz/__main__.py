@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.fuzz.corpus import read_corpus, write_corpus
 
-TARGET_NAMES = ("answer", "constraint", "schema", "url", "image", "video")
+TARGET_NAMES = ("answer", "constraint", "schema", "stream", "url", "image", "video")
 RUN = "--run"
 
 
@@ -43,7 +43,9 @@ def run(name: str, flags: Sequence[str]) -> None:
     """Hand over to libFuzzer, which ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["server.parse", "server.constraints", "server.media"]):
+    with atheris.instrument_imports(
+        include=["server.parse", "server.constraints", "server.media", "server.chat"]
+    ):
         from tests.fuzz.targets import TARGETS
 
     atheris.Setup([sys.argv[0], "-max_len=512", "-len_control=0", *flags], TARGETS[name])

@@ -3,6 +3,7 @@
 answer      the output parser on text with markup: read as the oracle reads it, however it is split
 constraint  the reader of constraints on JSON of its words: a grammar or a BadRequest, no third
 schema      JSON schemas built from the bytes: what was accepted yields answers that fit
+stream      the events of an answer, of any bytes: see `stream_target.py`
 url, image, video   see `media_targets.py`
 
 Bytes are taken from the front and mean small choices, so that one changed byte is one changed
@@ -26,6 +27,7 @@ from server.errors import BadRequest
 from tests.engine.grammar.sampling import Babbler, NoEnd
 from tests.fuzz import media_targets
 from tests.fuzz.choices import Choices
+from tests.fuzz.stream_target import stream
 from tests.server.parse.answers import Answer, events_of, gather, split_at
 from tests.server.parse.oracle import parse
 from tests.server.parse.test_oracle import DECLARED, SPACES, TAGS, TOOLS, WELL_FORMED
@@ -298,6 +300,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "answer": answer,
     "constraint": constraint,
     "schema": schema,
+    "stream": stream,
     "url": media_targets.url,
     "image": media_targets.image,
     "video": media_targets.video,

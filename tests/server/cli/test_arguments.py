@@ -41,7 +41,7 @@ def test_defaults():
     assert arguments.api_keys == ()
     assert arguments.queue_size == 1024
     assert arguments.queue_timeout_s == 60
-    assert arguments.request_timeout_s == 600
+    assert arguments.limits.request_timeout_s == 600
     assert arguments.shutdown_timeout_s == 30
     assert arguments.ignored_flags == ()
 

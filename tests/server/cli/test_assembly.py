@@ -12,6 +12,7 @@ from PIL import Image
 
 from engine import EngineInfo
 from server.assembly import FrontParts, FrontSettings
+from server.limits import Limits
 from tests.fakes import FakeEngine, Script
 from tests.server.http.asking import CHAT, chat
 
@@ -55,7 +56,7 @@ def settings(**fields: Any) -> FrontSettings:
             "serves_media": True,
             "media_domains": (),
             "media_dir": None,
-            "request_timeout_s": 60.0,
+            "limits": Limits(request_timeout_s=60.0),
             "shutdown_timeout_s": 1.0,
             "seed": 1,
             "log_level": 0,

@@ -10,14 +10,13 @@ from jsonschema import Draft202012Validator
 from server.constraints.checker import GrammarChecker
 from server.constraints.reader import ConstraintReader
 from server.constraints.schema import (
-    MAX_DEPTH,
-    MAX_ENUM_VALUES,
-    MAX_PROPERTIES,
-    MAX_SCHEMA_BYTES,
     normalized,
 )
 from server.errors import BadRequest
+from server.limits import Limits
 from tests.engine.grammar.sampling import Babbler
+
+LIMITS = Limits()
 
 PERSON = {
     "type": "object",
@@ -146,12 +145,18 @@ WHAT_IS_WRONG: list[tuple[Any, str]] = [
     ({"type": "object", "minProperties": 2}, "guided_json.minProperties can be enforced"),
     (False, "guided_json allows no value"),
     ([], "guided_json must be a schema"),
-    ({"enum": list(range(MAX_ENUM_VALUES + 1))}, f"past {MAX_ENUM_VALUES} enum values"),
     (
-        {"properties": {str(i): {} for i in range(MAX_PROPERTIES + 1)}},
-        f"past {MAX_PROPERTIES} properties",
+        {"enum": list(range(LIMITS.max_enum_values + 1))},
+        f"past {LIMITS.max_enum_values} enum values",
     ),
-    ({"description": "d" * MAX_SCHEMA_BYTES}, f"larger than {MAX_SCHEMA_BYTES} bytes"),
+    (
+        {"properties": {str(i): {} for i in range(LIMITS.max_schema_properties + 1)}},
+        f"past {LIMITS.max_schema_properties} properties",
+    ),
+    (
+        {"description": "d" * LIMITS.max_schema_bytes},
+        f"larger than {LIMITS.max_schema_bytes} bytes",
+    ),
 ]
 
 
@@ -213,9 +218,9 @@ def test_what_cannot_be_enforced_is_refused_by_its_path(
 
 
 def test_depth_is_bounded():
-    normalized(nested(MAX_DEPTH), path="json")
+    normalized(nested(LIMITS.max_schema_depth), path="json")
     with pytest.raises(BadRequest, match="nested deeper than 64"):
-        normalized(nested(MAX_DEPTH + 1), path="json")
+        normalized(nested(LIMITS.max_schema_depth + 1), path="json")
 
 
 def test_long_chains_of_references_are_followed(checker: GrammarChecker):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import build_server
@@ -18,7 +18,7 @@ from tests.server.http.live import Live, Wire, get, post, serving
 
 pytestmark = pytest.mark.anyio
 
-LIMITS = HttpLimits(
+LIMITS = Limits(
     max_body_bytes=200_000,
     head_timeout_s=0.2,
     body_pause_s=0.2,
@@ -136,7 +136,7 @@ async def test_what_the_connection_refuses_is_counted_and_logged(
 async def test_connections_over_the_bound_are_counted_and_logged(
     validator: Validator, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    limits = HttpLimits(max_connections=0)
+    limits = Limits(max_connections=0)
     async with serving(build_server(validator, tokenizer, limits=limits)) as live:
         with caplog.at_level("INFO"):
             reply = await live.ask(get("/v1/models"))
@@ -200,7 +200,7 @@ async def test_a_dripping_head_is_closed(live: Live) -> None:
 async def test_a_head_has_its_own_time_on_a_used_connection(
     validator: Validator, tokenizer: Tokenizer
 ) -> None:
-    server = build_server(validator, tokenizer, limits=HttpLimits(head_timeout_s=1.0))
+    server = build_server(validator, tokenizer, limits=Limits(head_timeout_s=1.0))
     async with serving(server) as live:
         wire = await live.connect()
         await wire.send(get("/live"))

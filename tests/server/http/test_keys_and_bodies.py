@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer, build_server
@@ -100,7 +100,7 @@ def test_an_empty_key_is_refused(validator: Validator, tokenizer: Tokenizer) -> 
 
 @pytest.fixture
 async def small(validator: Validator, tokenizer: Tokenizer) -> FakeServer:
-    limits = HttpLimits(max_body_bytes=1000, body_pause_s=0.05)
+    limits = Limits(max_body_bytes=1000, body_pause_s=0.05)
     return build_server(validator, tokenizer, limits=limits)
 
 

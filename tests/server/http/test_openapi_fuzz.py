@@ -26,7 +26,7 @@ from schemathesis.engine.run import PhaseName
 from schemathesis.schemas import BaseSchema
 
 from engine import FinishReason, QueueFull, Request
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.messages.fault import MESSAGES_PATH
 from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.openapi import openapi_document
@@ -179,7 +179,7 @@ def check_documented(schema: BaseSchema, path: str, response: httpx.Response) ->
 
 
 def build(
-    validator: Validator, tokenizer: Tokenizer, *keys: str, limits: HttpLimits | None = None
+    validator: Validator, tokenizer: Tokenizer, *keys: str, limits: Limits | None = None
 ) -> FakeServer:
     """A server whose model says a sentence, up to the limit asked for."""
     server = build_server(validator, tokenizer, api_keys=keys, limits=limits)
@@ -272,7 +272,7 @@ async def test_the_document_knows_a_server_that_is_not_well(
 async def test_the_document_knows_what_is_refused_unread(
     validator: Validator, tokenizer: Tokenizer
 ) -> None:
-    limits = HttpLimits(max_body_bytes=100, max_head_bytes=4096, body_pause_s=0.01)
+    limits = Limits(max_body_bytes=100, max_head_bytes=4096, body_pause_s=0.01)
     requests: list[tuple[int, dict[str, Any]]] = [
         (413, {"json": {"model": "x" * 200}}),
         (431, {"headers": {"x-large": "x" * 5000}, "json": {}}),
@@ -304,7 +304,7 @@ async def test_the_document_knows_one_connection_too_many(
     validator: Validator, tokenizer: Tokenizer
 ) -> None:
     schema = schemathesis.openapi.from_dict(openapi_document("1.2.3", has_keys=False))
-    async with serving(build(validator, tokenizer, limits=HttpLimits(max_connections=1))) as live:
+    async with serving(build(validator, tokenizer, limits=Limits(max_connections=1))) as live:
         held = await live.connect()
         await held.send(get("/live"))
         assert (await held.reply()).status == 200

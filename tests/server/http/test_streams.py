@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine import QueueFull
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.media_parts import LoadedByKey
 from server.protocol import ChatCompletionRequest
 from server.tokenizer import Tokenizer
@@ -180,7 +180,7 @@ async def test_other_requests_do_not_notice(server: FakeServer, tokenizer: Token
 async def test_the_whole_request_has_a_time_limit(
     validator: Validator, tokenizer: Tokenizer, streamed: bool, has_output: bool
 ) -> None:
-    server = build_server(validator, tokenizer, limits=HttpLimits(request_timeout_s=0.05))
+    server = build_server(validator, tokenizer, limits=Limits(request_timeout_s=0.05))
     steps = say(tokenizer, "abc", end=None) if has_output else []
     server.engine.will(*steps, finish=None)
     call = Call(server.app, CHAT, chat(stream=streamed))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from server.limits import Limits
 from server.media.access import MediaAccess
 from server.media.fetch import Fetcher, is_public
 from server.media.unusable import Unusable
@@ -308,7 +309,7 @@ async def test_slow_hosts_are_given_up():
 
     names = Names(a_org=["127.0.0.1"])
     async with serving({"/": dripping}) as site:
-        fetcher = local_fetcher(EVERYWHERE, names, limit_s=0.3)
+        fetcher = local_fetcher(EVERYWHERE, names, limits=Limits(fetch_timeout_s=0.3))
         with pytest.raises(Unusable, match="could not be fetched"):
             await fetcher.fetch(f"http://a.org:{site.port}/", 1 << 20)
 

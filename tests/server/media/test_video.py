@@ -8,7 +8,7 @@ from transformers import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from server.media import video
+from server.limits import Limits
 from server.media.loaded import Picture
 from server.media.pixel_limits import FrameSampling
 from server.media.unusable import Unusable
@@ -125,11 +125,11 @@ def test_a_video_that_breaks_off_is_read_as_far_as_it_goes():
     assert 4 <= frames_of(cut).shape[0] < 40
 
 
-def test_a_video_of_too_many_pixels(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(video, "MAX_TOTAL_PIXELS", 4 * 64 * 64)
-    assert len(read_video(grey_video(4), **LIMITS)) == 2
+def test_a_video_of_too_many_pixels():
+    few = Limits(max_video_pixels=4 * 64 * 64)
+    assert len(read_video(grey_video(4), **LIMITS, limits=few)) == 2
     with pytest.raises(Unusable, match="in all"):
-        read_video(grey_video(40), **LIMITS)
+        read_video(grey_video(40), **LIMITS, limits=few)
 
 
 def test_frames_too_long_or_of_other_codecs():

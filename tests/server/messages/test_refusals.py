@@ -12,7 +12,7 @@ from pydantic.json_schema import models_json_schema
 from engine import EngineDied, EngineStarting, QueueFull, QueueTimeout, RequestFailed
 from engine.errors import RequestTooLong
 from server.errors import ErrorAnswer
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.messages.fault import exchange_for, messages_error
 from server.messages.protocol import CountTokensRequest, MessagesRequest
 from server.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ MISSING = object()
 
 @pytest.fixture
 async def guarded(validator: Validator, tokenizer: Tokenizer) -> FakeServer:
-    limits = HttpLimits(max_body_bytes=2000)
+    limits = Limits(max_body_bytes=2000)
     return build_server(validator, tokenizer, api_keys=(KEY,), limits=limits)
 
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from engine import EngineDied, FinishReason, QueueFull
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.responses import ResponseStore, background
 from server.responses.store import StoredResponse
 from server.tokenizer import Tokenizer
@@ -316,7 +316,7 @@ async def test_shutting_down_waits_for_it_and_then_cancels_it(
 async def test_it_takes_no_longer_than_any_request(
     validator: Validator, tokenizer: Tokenizer
 ) -> None:
-    server = build(validator, tokenizer, limits=HttpLimits(request_timeout_s=0.5))
+    server = build(validator, tokenizer, limits=Limits(request_timeout_s=0.5))
     Held(server, tokenizer)
     transport = httpx.ASGITransport(server.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -372,9 +372,9 @@ async def test_other_processes_know_of_it_before_its_client_does(
 async def test_the_number_of_jobs_is_bounded(
     server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer
 ) -> None:
-    for _ in range(HttpLimits().max_background):
+    for _ in range(Limits().max_background):
         Held(server, tokenizer)
-    made = [await create(client) for _ in range(HttpLimits().max_background)]
+    made = [await create(client) for _ in range(Limits().max_background)]
     refused = await client.post(RESPONSES, json=ask(background=True))
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
     for response in made:

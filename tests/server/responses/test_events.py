@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from engine import EngineDied, FinishReason, QueueFull
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer
@@ -377,7 +377,7 @@ async def test_a_late_error_is_told_in_the_stream(
 
 
 async def test_a_timeout_is_told_in_the_stream(validator: Validator, tokenizer: Tokenizer) -> None:
-    server = build(validator, tokenizer, limits=HttpLimits(request_timeout_s=0.5))
+    server = build(validator, tokenizer, limits=Limits(request_timeout_s=0.5))
     server.engine.will(*say(tokenizer, "ab", end=None), finish=None)
     call = Call(server.app, RESPONSES, ask(stream=True))
     await call.done()

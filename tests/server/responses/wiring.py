@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI
 
-from server.http_limits import HttpLimits
+from server.limits import Limits
 from server.responses import ResponseStore, add_response_routes
 from server.responses.routes import PATH
 from server.site import Site
@@ -18,7 +18,7 @@ def build(
     tokenizer: Tokenizer,
     *,
     api_keys: Sequence[str] = (),
-    limits: HttpLimits | None = None,
+    limits: Limits | None = None,
     store: ResponseStore | None = None,
     stores: bool = True,
 ) -> FakeServer:

@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import BadRequest
-from server.json_body import MAX_CONTAINERS, MAX_DEPTH, decode_json
+from server.json_body import MAX_CONTAINERS, decode_json
+from server.limits import DEFAULT_LIMITS
+
+MAX_DEPTH = DEFAULT_LIMITS.max_json_depth
 
 JSON_VALUES = st.recursive(
     st.none()

@@ -15,6 +15,7 @@ import pytest
 
 from server.assembly import FrontSettings
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.metrics import Metrics
 from server.stop_orders import StopOrders
 from server.workers.pool import MAX_RESTARTS, WorkerPool
@@ -72,7 +73,7 @@ async def running(
         serves_media=False,
         media_domains=(),
         media_dir=None,
-        request_timeout_s=1.0,
+        limits=Limits(request_timeout_s=1.0),
         shutdown_timeout_s=1.0,
         seed=1,
         log_level=0,
