@@ -6,6 +6,7 @@ schema    JSON schemas, checked and brought into the form the grammar engine tak
           refs, formats, strings, finite and disjoint
 structural_tags  free text, and tags in it whose content has a shape; `grammar_text` writes it down
 regex     clients' regular expressions
+lark      clients' grammars; `client_grammar` is either notation of one, and its lines
 checker   compiles what came out in a process that can be killed (`worker`)
 """
 

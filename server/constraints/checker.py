@@ -7,6 +7,7 @@ was refused or timed out is not. Methods may be called from several threads, and
 
 import hashlib
 import queue
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -32,10 +33,17 @@ _REASONS = (
     ("allows nothing", "nothing fits it"),
     ("noextension", "nothing fits it"),
     ("regex is empty", "nothing fits it"),
+    ("invalid regex", "it is malformed: it has a regular expression that is"),
+    ("unknown name", "it is malformed: it names a rule that is not there"),
+    ("cannot be used in terminals", "it is malformed: it makes a terminal of what only rules hold"),
+    ("not supported", "it is malformed: it has something that is not supported"),
+    ("recursion", "it is nested too deeply"),
     ("too", "it is too complex"),
     ("fuel", "it is too complex"),
     ("limit", "it is too complex"),
 )
+# What the engine quotes of the grammar, and the lines of it that it shows.
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*+"|`[^`]*+`|\n.*', re.DOTALL)
 
 
 class GrammarChecker:
@@ -96,7 +104,9 @@ class GrammarChecker:
                 f"{terminal_paths[answer.empty_terminal]} allows no value", param=param
             )
         if answer.error is not None:
-            raise BadRequest(f"{path} cannot be used: {_reason(answer.error)}", param=param)
+            where = "" if answer.line is None else f"in line {answer.line} "
+            said = where + (answer.rule or _reason(answer.error))
+            raise BadRequest(f"{path} cannot be used: {said}", param=param)
         self._remember(key, answer.grammar if ask.is_ebnf else "")
         return answer.grammar
 
@@ -113,7 +123,7 @@ class GrammarChecker:
 
 
 def _reason(error: str) -> str:
-    said = error.lower()
+    said = _QUOTED.sub("", error).lower()
     return next((reason for word, reason in _REASONS if word in said), "it is malformed")
 
 

@@ -21,7 +21,7 @@ from engine import GrammarSpec
 from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
 from server.constraints.checker import GrammarChecker
 from server.constraints.regex import UnsupportedRegex, whole
-from server.constraints.schema import normalized, param_of
+from server.constraints.schema import WHITESPACE, normalized, param_of
 from server.constraints.structural_tags import StructuralGrammar
 from server.errors import BadRequest
 from server.json_body import decode_object
@@ -46,9 +46,6 @@ _ALIASES = {
     "ebnf": "grammar",
     "structural_tag": "structural_tag",
 }
-# A blank or a line break with some indentation, once between two tokens of JSON: a grammar allows
-# `whitespace_pattern` at most once in a place, so the whitespace of a bounded schema is bounded.
-_WHITESPACE = {"whitespace_pattern": r" |\n {0,24}"}
 _BLANK_LINE = r'"\n\n"'  # what the model writes behind `</think>`
 
 
@@ -248,12 +245,12 @@ def _structural_tag(value: Any, path: str, limits: Limits) -> _Content:
     fields = cast(dict[str, Any], value)
     if fields.get("type", "structural_tag") != "structural_tag":
         raise BadRequest(f'{path}.type must be "structural_tag"', param=param_of(path))
-    grammar = StructuralGrammar(fields, path, whitespace=_WHITESPACE, limits=limits)
+    grammar = StructuralGrammar(fields, path, whitespace=WHITESPACE, limits=limits)
     return _Content(path, grammar.lines, is_json=grammar.has_json)
 
 
 def _json(schema: Any, path: str, limits: Limits) -> _Content:
-    body = {"x-guidance": _WHITESPACE, **normalized(schema, path=path, limits=limits)}
+    body = {"x-guidance": WHITESPACE, **normalized(schema, path=path, limits=limits)}
     return _Content(path, f"content: %json {json_text(body)}", is_json=True)
 
 

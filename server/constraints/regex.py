@@ -38,7 +38,7 @@ _DOT = r"[^\n\r\x{2028}\x{2029}]"
 
 
 class UnsupportedRegex(ValueError):
-    """The message says what is wrong in a few fixed words; it never quotes the expression."""
+    """The message says what is wrong, and where, in fixed words; it never quotes the expression."""
 
 
 class _Anchor(Enum):
@@ -95,7 +95,7 @@ class _Parser:
             self._folds_case = True
         group = self._alternatives(depth=0)
         if self._at < len(self._text):
-            _refuse("unbalanced parenthesis")
+            self._refuse("unbalanced parenthesis")
         return group
 
     def _peek(self) -> str:
@@ -103,7 +103,7 @@ class _Parser:
 
     def _next(self) -> str:
         if self._at >= len(self._text):
-            _refuse("it ends too early")
+            self._refuse("it ends too early")
         self._at += 1
         return self._text[self._at - 1]
 
@@ -115,7 +115,7 @@ class _Parser:
 
     def _alternatives(self, depth: int) -> _Group:
         if depth > MAX_DEPTH:
-            _refuse(f"groups are nested deeper than {MAX_DEPTH} levels")
+            self._refuse(f"groups are nested deeper than {MAX_DEPTH} levels")
         branches: list[_Branch] = [[]]
         while (char := self._peek()) not in ("", ")"):
             if char == "|":
@@ -140,7 +140,7 @@ class _Parser:
             case "\\":
                 return self._escape()
             case "*" | "+" | "?":
-                _refuse("a quantifier has nothing to repeat")
+                self._refuse("a quantifier has nothing to repeat")
             case _:
                 return self._folded(_literal(char))
 
@@ -148,10 +148,10 @@ class _Parser:
         if self._text.startswith("?:", self._at):
             self._at += 2
         elif self._peek() == "?" and not self._take(_GROUP_NAME):
-            _refuse("look-around, flags and other special groups are not supported")
+            self._refuse("look-around, flags and other special groups are not supported")
         group = self._alternatives(depth + 1)
         if self._peek() != ")":
-            _refuse("unbalanced parenthesis")
+            self._refuse("unbalanced parenthesis")
         self._at += 1
         return group
 
@@ -160,13 +160,13 @@ class _Parser:
         if not quantifier:
             return item
         if isinstance(item, _Anchor):
-            _refuse("an anchor cannot be repeated")
+            self._refuse("an anchor cannot be repeated")
         if self._peek() == "?":  # lazy: the same texts match
             self._at += 1
         elif self._peek() == "+":
-            _refuse("possessive quantifiers are not supported")
+            self._refuse("possessive quantifiers are not supported")
         if self._peek() in ("*", "+", "?") and self._peek():
-            _refuse("a quantifier has nothing to repeat")
+            self._refuse("a quantifier has nothing to repeat")
         return _Repeat(item, quantifier)
 
     def _quantifier(self) -> str:
@@ -182,9 +182,9 @@ class _Parser:
         least = int(match[1] or 0)
         most = int(match[3]) if match[3] else None if match[2] else least
         if max(least, most or 0) > self._max_repeat:
-            _refuse(f"a repetition is bounded by more than {self._max_repeat}")
+            self._refuse(f"a repetition is bounded by more than {self._max_repeat}")
         if most is not None and most < least:
-            _refuse("a repetition has its bounds the wrong way round")
+            self._refuse("a repetition has its bounds the wrong way round")
         return f"{{{least},{'' if most is None else most}}}"
 
     def _escape(self) -> _Item:
@@ -194,7 +194,7 @@ class _Parser:
         if char in "Zz":
             return _Anchor.END
         if char in "bB" or char in "123456789" or char == "k":
-            _refuse("word boundaries and backreferences are not supported")
+            self._refuse("word boundaries and backreferences are not supported")
         if char.lower() in _CLASSES:
             return f"[{_CLASSES[char.lower()][char.isupper()]}]"
         if char in "pP":
@@ -210,7 +210,7 @@ class _Parser:
         if char in "xu":
             return self._code_point(2 if char == "x" else 4, braces=char == "u")
         if char.isalnum() or char == "_":
-            _refuse("it has an unknown escape")
+            self._refuse("it has an unknown escape")
         return char
 
     def _code_point(self, num_digits: int, *, braces: bool) -> str:
@@ -224,16 +224,16 @@ class _Parser:
             if len(digits) != num_digits:
                 digits = ""
         if not re.fullmatch(r"[0-9A-Fa-f]{1,6}", digits):
-            _refuse("it has a malformed escape")
+            self._refuse("it has a malformed escape")
         code = int(digits, 16)
         if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-            _refuse("it names a character that does not exist")
+            self._refuse("it names a character that does not exist")
         return chr(code)
 
     def _property(self) -> str:
         match = self._take(_PROPERTY)
         if match is None:
-            _refuse("it has a malformed character property")
+            self._refuse("it has a malformed character property")
         return match[0]
 
     def _bracket(self) -> str:
@@ -247,12 +247,12 @@ class _Parser:
                 self._at += 1
                 last = self._bracket_item(self._next(), negated)
                 if len(first) != 1 or len(last) != 1 or first > last:
-                    _refuse("a bracket expression has a bad range")
+                    self._refuse("a bracket expression has a bad range")
                 parts.append(f"{_literal(first)}-{_literal(last)}")
             else:
                 parts.append(_literal(first) if len(first) == 1 else first)
         if not parts:
-            _refuse("a bracket expression is empty")
+            self._refuse("a bracket expression is empty")
         return f"[{'^' if negated else ''}{''.join(parts)}]"
 
     def _has_closing_bracket(self) -> bool:
@@ -278,6 +278,10 @@ class _Parser:
 
     def _folded(self, expression: str) -> str:
         return f"(?i:{expression})" if self._folds_case else expression
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Name the last character that was read, or the end."""
+        _refuse(f"{why}, at character {max(1, self._at)}")
 
 
 def _without_anchors(group: _Group, *, start: bool, end: bool) -> _Group:

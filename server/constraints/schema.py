@@ -33,6 +33,10 @@ from server.limits import DEFAULT_LIMITS, Limits
 MAX_FACTOR = 10_000  # significant digits of a `multipleOf`: it costs an automaton of that size
 MAX_PATH_CHARS = 150
 
+# A blank or a line break with some indentation, once between two tokens of JSON: a grammar allows
+# `whitespace_pattern` at most once in a place, so the whitespace of a bounded schema is bounded.
+WHITESPACE = {"whitespace_pattern": r" |\n {0,24}"}  # what the engine is told of it
+
 TYPES = frozenset(("object", "array", "string", "number", "integer", "boolean", "null"))
 
 _LARGEST = 2**63 - 1  # the engine's integers

@@ -5,21 +5,21 @@ what a grammar costs to compile does not depend on it.
 """
 
 import contextlib
+import re
 import resource
 import sys
 
-import llguidance
 import msgspec
 import numpy as np
 
 from engine import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from server.child import read_frame, write_frame
+from server.constraints.client_grammar import ClientGrammar
+from server.constraints.lark import UnusableGrammar
 
 MAX_MEMORY_BYTES = 4 << 30
 
-# The engine looks ahead for text that is forced, without end where a client's grammar has none
-# (`T: /a+/` before what matches nothing). The grammars that we write all have an end.
-_NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
+_LOCATION = re.compile(r"(?:at )?([0-9]{1,9})\([0-9]+\): ")  # what the engine's words begin with
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True):
@@ -31,6 +31,8 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
 class Answer(msgspec.Struct, frozen=True, array_like=True):
     grammar: str = ""  # for a GrammarSpec
     error: str | None = None  # the engine's words; not for clients
+    line: int | None = None  # of a client's grammar, the one that is at fault
+    rule: str | None = None  # which of our rules that line breaks
     empty_terminal: int | None = None  # the first of them that matches nothing
 
 
@@ -45,14 +47,24 @@ def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
     for index, expression in enumerate(ask.terminals):
         if error := _error(compiler, f"start: TEXT\nTEXT: {expression}"):
             return Answer(error=error, empty_terminal=index)
-    grammar = ask.grammar
+    if ask.is_ebnf:
+        return _client_grammar(compiler, ask.grammar)
+    error = _error(compiler, ask.grammar)
+    return Answer(error=error) if error else Answer(grammar=ask.grammar)
+
+
+def _client_grammar(compiler: GrammarCompiler, text: str) -> Answer:
     try:
-        if ask.is_ebnf:
-            grammar = llguidance.grammar_from("ebnf", grammar) + _NO_FORCING
-    except (ValueError, RecursionError, MemoryError) as error:
-        return Answer(error=str(error) or type(error).__name__)
-    error = _error(compiler, grammar)
-    return Answer(error=error) if error else Answer(grammar=grammar)
+        grammar = ClientGrammar(text)
+    except UnusableGrammar as error:
+        return Answer(error=str(error), line=error.line, rule=str(error))
+    except (RecursionError, MemoryError) as error:
+        return Answer(error=type(error).__name__)
+    error = _error(compiler, grammar.lark)
+    if error is None:
+        return Answer(grammar=grammar.lark)
+    where = _LOCATION.match(error)
+    return Answer(error=error, line=grammar.line_of(int(where[1])) if where else None)
 
 
 def _error(compiler: GrammarCompiler, grammar: str) -> str | None:
