@@ -133,6 +133,7 @@ class SlowValidator(Validator):
 
     def __init__(self, inner: Validator, gate: threading.Event) -> None:
         self.max_model_len = inner.max_model_len
+        self.limits = inner.limits
         self.inner = inner
         self.gate = gate
         self.is_inside = threading.Event()
