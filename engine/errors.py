@@ -5,6 +5,7 @@ EngineError
 │   ├── RequestTooLong       could never fit in the memory there is          -> 400
 │   ├── QueueFull            the bound on waiting requests is reached         -> 429, try later
 │   ├── QueueTimeout         waited longer than the bound                     -> 503, try later
+│   ├── GrammarTooSlow       its grammar could not be compiled in time        -> 400
 │   └── GrammarStuck         its grammar ran into a limit or a dead end       -> 400
 └── EngineFault              ours; may come in the middle of a stream
     ├── RequestFailed        this request only; the engine goes on            -> 500
@@ -35,6 +36,10 @@ class QueueTimeout(CallerError):
     code = "queue_timeout"
 
 
+class GrammarTooSlow(CallerError):
+    code = "grammar_too_slow"
+
+
 class GrammarStuck(CallerError):
     code = "grammar_stuck"
 
@@ -61,6 +66,7 @@ BY_CODE: dict[str, type[EngineError]] = {
         RequestTooLong,
         QueueFull,
         QueueTimeout,
+        GrammarTooSlow,
         GrammarStuck,
         RequestFailed,
         EngineStarting,

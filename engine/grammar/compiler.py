@@ -1,12 +1,14 @@
 """Compiles grammars, and keeps the last ones: a request costs a copy, not a compilation.
 
+Those that requests in the engine need are held besides, so that none is compiled twice for one.
+
 Limits are llguidance's own and count work, not seconds, so that a grammar that is refused here is
 refused everywhere. On a 2-core cloud CPU the slowest schema the server accepts that we know (2,000
 optional properties) takes 0.4 s to compile, and up to 40 ms for a mask where all of them may come.
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
@@ -17,7 +19,7 @@ from engine.grammar.numbers import NumberBound, NumberTokens
 from engine.grammar.spec import GrammarSpec
 from engine.grammar.vocabulary import Vocabulary
 
-MAX_COMPILED = 64  # grammars kept
+MAX_COMPILED = 64  # grammars kept that nobody holds
 
 LIMITS = LLParserLimits(
     max_items_in_row=20_000,  # two per optional property that may come next
@@ -35,6 +37,7 @@ class GrammarCompiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._holders: Counter[str] = Counter()  # by grammar, compiled or not yet
         self._lock = threading.Lock()
         self._number_tokens = NumberTokens(vocabulary)
         real = np.array([bool(text) for text in vocabulary.token_bytes], dtype=np.bool_)
@@ -57,6 +60,19 @@ class GrammarCompiler:
                 raise GrammarError(f"token {token_id} was generated and is not allowed")
         return matcher
 
+    def hold(self, grammar: str) -> bool:
+        """Keep `grammar`, once it is compiled, until `let_go`. True: it is compiled already."""
+        with self._lock:
+            self._holders[grammar] += 1
+            return grammar in self._compiled
+
+    def let_go(self, grammar: str) -> None:
+        with self._lock:
+            self._holders[grammar] -= 1
+            if not self._holders[grammar]:
+                del self._holders[grammar]
+            self._evict()
+
     def _compile(self, grammar: str) -> LLMatcher:
         with self._lock:
             compiled = self._compiled.get(grammar)
@@ -69,9 +85,16 @@ class GrammarCompiler:
             raise GrammarError(compiled.get_error())
         with self._lock:
             self._compiled[grammar] = compiled
-            while len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
+            self._evict()
         return compiled
+
+    def _evict(self) -> None:
+        """Drop the oldest that nobody holds, under the lock."""
+        if len(self._compiled) <= MAX_COMPILED:
+            return
+        free = [grammar for grammar in self._compiled if grammar not in self._holders]
+        for grammar in free[: max(0, len(free) - MAX_COMPILED)]:
+            del self._compiled[grammar]
 
     def _waiting_mask(self, spec: GrammarSpec) -> Mask | None:
         """Everything but the ends of an answer and what the spec bans before its beginning."""
