@@ -60,6 +60,7 @@ def build(config: EngineConfig) -> Built:
     if loaded.tower is None:
         model_config = msgspec.structs.replace(model_config, vision=None)
     memory = _plan_memory(config, model_config, loaded, dtype, device)
+    grammars = _make_grammars(vocabulary.result(), num_slots=memory.num_slots + 1)
     runner = Runner(
         loaded.model,
         allocate_caches(model_config, memory, dtype=dtype, device=device.torch_device),
@@ -68,7 +69,7 @@ def build(config: EngineConfig) -> Built:
         max_step_tokens=memory.max_step_tokens,
         max_model_len=memory.max_model_len,
         device=device,
-        grammars=_make_grammars(vocabulary.result(), num_slots=memory.num_slots + 1),
+        grammars=grammars,
         tower=loaded.tower,
     )
     on_cpu = isinstance(device, CpuDevice)
@@ -80,6 +81,7 @@ def build(config: EngineConfig) -> Built:
         warm_up_tokens=PAGE_TOKENS + 1 if on_cpu else memory.max_step_tokens,
         on_ready=runner.begin_captures,
         progress=lambda: runner.progress,
+        grammars=grammars,
         info=EngineInfo(
             pid=os.getpid(),
             architecture=model_config.architecture,

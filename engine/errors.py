@@ -5,6 +5,7 @@ EngineError
 │   ├── RequestTooLong       could never fit in the memory there is          -> 400
 │   ├── QueueFull            the bound on waiting requests is reached         -> 429, try later
 │   ├── QueueTimeout         waited longer than the bound                     -> 503, try later
+│   ├── GrammarTooSlow       its grammar could not be compiled in time        -> 400
 │   ├── GrammarStuck         its grammar ran into a limit or a dead end       -> 400
 │   └── StreamTooSlow        nobody takes its output for too long             -> 408, in mid-stream
 └── EngineFault              ours; may come in the middle of a stream
@@ -34,6 +35,10 @@ class QueueFull(CallerError):
 
 class QueueTimeout(CallerError):
     code = "queue_timeout"
+
+
+class GrammarTooSlow(CallerError):
+    code = "grammar_too_slow"
 
 
 class GrammarStuck(CallerError):
@@ -66,6 +71,7 @@ BY_CODE: dict[str, type[EngineError]] = {
         RequestTooLong,
         QueueFull,
         QueueTimeout,
+        GrammarTooSlow,
         GrammarStuck,
         RequestFailed,
         EngineStarting,

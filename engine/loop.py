@@ -14,13 +14,22 @@ from typing import Protocol
 import msgspec
 
 from engine.client import EngineStats
-from engine.errors import CallerError, EngineError, GrammarStuck, QueueTimeout, RequestFailed
+from engine.errors import (
+    CallerError,
+    EngineError,
+    GrammarStuck,
+    QueueTimeout,
+    RequestFailed,
+)
+from engine.grammar_wait import GrammarSource, GrammarWait
 from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
 from engine.memory import PagePool, PrefixCache, SlotPool
 from engine.plan import StepPlan, StepResult
-from engine.request import TokenDelta
+from engine.request import Request, TokenDelta
 from engine.scheduler import Scheduler
 
+MAX_PREPARED = 64  # grammars for requests that wait, besides those that run
+COMPILING_POLL_S = 0.002  # how soon an idle loop sees that a grammar is ready
 MAX_FAILED_STEPS = 3  # in a row; then the device, and not a request, is at fault
 
 _log = logging.getLogger(__name__)
@@ -63,8 +72,12 @@ class EngineLoop:
         max_waiting: int,
         queue_timeout_s: float,
         progress: Callable[[], int] = lambda: 0,
+        grammars: GrammarSource | None = None,
     ) -> None:
-        """`progress` grows while a step that takes long is well."""
+        """`progress` grows while a step that takes long is well.
+
+        Requests wait until `grammars` has compiled theirs; without it, none is compiled ahead.
+        """
         self._pages = pages
         self._slots = slots
         self._cache = cache
@@ -73,6 +86,9 @@ class EngineLoop:
         )
         self._runner = runner
         self._mailbox = mailbox
+        self._grammars = GrammarWait(
+            grammars, max_waiting=max_waiting, max_prepared=slots.num_slots + MAX_PREPARED
+        )
         self._queue_timeout_s = queue_timeout_s
         self._progress = progress
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
@@ -89,6 +105,11 @@ class EngineLoop:
 
     @property
     def has_work(self) -> bool:
+        return self._has_steps or bool(self._grammars.num_waiting)
+
+    @property
+    def _has_steps(self) -> bool:
+        """Whether steps run or may be planned: grammars that compile are no reason to hurry."""
         return self._scheduler.has_work or bool(self._in_flight)
 
     def run(self) -> None:
@@ -98,17 +119,13 @@ class EngineLoop:
 
     def turn(self) -> None:
         """One round: hear what is new, launch a step, and settle the one before it."""
-        for message in self._mailbox.receive(0.0 if self.has_work else HEARTBEAT_S):
+        for message in self._mailbox.receive(self._patience_s()):
             match message:
                 case Submit(request):
-                    try:
-                        self._scheduler.submit(request)
-                        self._submitted_at[request.id] = time.monotonic()
-                        self._waits_since[request.id] = self._submitted_at[request.id]
-                    except CallerError as refusal:
-                        self._send_failure(request.id, refusal)
+                    self._take(request)
                 case Cancel(request_id):
                     self._forget(request_id)
+        self._take_ready()
         plan = self._scheduler.plan()
         if plan is not None:
             self._note_planned(plan)
@@ -117,6 +134,32 @@ class EngineLoop:
         if len(self._in_flight) > (1 if plan is not None else 0):
             self._settle(*self._in_flight.popleft())
         self._beat()
+
+    def _patience_s(self) -> float:
+        """How long to wait for messages: not at all while there are steps."""
+        if self._has_steps:
+            return 0.0
+        return COMPILING_POLL_S if self._grammars.num_waiting else HEARTBEAT_S
+
+    def _take(self, request: Request) -> None:
+        """Hand a request to the scheduler, or hold it back until its grammar is compiled."""
+        try:
+            if not self._grammars.takes(request):
+                self._scheduler.submit(request)
+            self._submitted_at[request.id] = time.monotonic()
+            self._waits_since[request.id] = self._submitted_at[request.id]
+        except CallerError as refusal:
+            self._send_failure(request.id, refusal)
+
+    def _take_ready(self) -> None:
+        for request, error in self._grammars.ready():
+            try:
+                if error is not None:
+                    raise error
+                self._scheduler.submit(request)
+            except EngineError as refusal:
+                self._forget(request.id)
+                self._send_failure(request.id, refusal)
 
     def _settle(self, plan: StepPlan, handle: StepHandle) -> None:
         try:
@@ -137,6 +180,9 @@ class EngineLoop:
             self._forget(request_id)
             self._send_failure(request_id, RequestFailed("the engine could not encode a picture"))
         deltas = self._scheduler.commit(plan, result)
+        for delta in deltas:
+            if delta.finish is not None:
+                self._grammars.end(delta.request_id)
         if deltas:
             self._mailbox.send(Deltas(tuple(self._with_queue_time(delta) for delta in deltas)))
 
@@ -161,6 +207,7 @@ class EngineLoop:
         )
         if failed is not None:
             self._queue_s.pop(failed, None)
+            self._grammars.end(failed)
             self._send_failure(failed, RequestFailed("the engine could not compute this request"))
 
     def _expire_queue(self) -> None:
@@ -184,6 +231,7 @@ class EngineLoop:
 
     def _forget(self, request_id: str) -> None:
         self._scheduler.cancel(request_id)
+        self._grammars.end(request_id)
         self._submitted_at.pop(request_id, None)
         self._waits_since.pop(request_id, None)
         self._followed.discard(request_id)
@@ -211,13 +259,13 @@ class EngineLoop:
     def _beat(self) -> None:
         """Say how things are: often enough for gauges, at once when work begins or ends."""
         now = time.monotonic()
-        idle = not self.has_work
+        idle = not self._has_steps
         if now - self._heartbeat_at < HEARTBEAT_S and not (idle and self._step_tokens):
             return
         self._heartbeat_at = now
         stats = EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + self._grammars.num_waiting,
             num_pages_used=self._scheduler.num_pages_used,
             num_pages=self._pages.num_pages,
             num_slots_used=self._slots.num_used,

@@ -18,6 +18,7 @@ import msgspec
 
 from engine.client import EngineInfo
 from engine.config import EngineConfig, MemoryPlan
+from engine.grammar_wait import GrammarSource
 from engine.ipc import Cancel, Deltas, Failed, Heartbeat, Start, Submit
 from engine.loop import EngineLoop, Launcher
 from engine.mailbox import SocketMailbox
@@ -40,6 +41,7 @@ class Built:
     warm_up_tokens: int = PAGE_TOKENS + 1  # of the longer prompt: more than a page
     on_ready: Callable[[], None] = lambda: None  # after the warm-up
     progress: Callable[[], int] = lambda: 0  # grows while a long step is well
+    grammars: GrammarSource | None = None  # None: its runner serves no grammars, or needs no time
 
 
 def main(build: Callable[[EngineConfig], Built]) -> None:
@@ -147,6 +149,7 @@ def _make_loop(
         max_waiting=config.max_waiting if config else 2,
         queue_timeout_s=config.queue_timeout_s if config else 3600.0,
         progress=built.progress,
+        grammars=built.grammars,
     )
 
 

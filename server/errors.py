@@ -19,6 +19,7 @@ from engine import (
     EngineDied,
     EngineStarting,
     GrammarStuck,
+    GrammarTooSlow,
     QueueFull,
     QueueTimeout,
     RequestTooLong,
@@ -125,6 +126,12 @@ def answer_to(error: Exception) -> ErrorAnswer:
             return ErrorAnswer(
                 400,
                 "The prompt and max_tokens together need more memory than this server has.",
+                code=error.code,
+            )
+        case GrammarTooSlow():
+            return ErrorAnswer(
+                400,
+                "The grammar or schema takes too long to compile.",
                 code=error.code,
             )
         case GrammarStuck():

@@ -1,12 +1,14 @@
 """Compiles grammars, and keeps the last ones: a request costs a copy, not a compilation.
 
+Those that requests in the engine need are held besides, so that none is compiled twice for one.
+
 Limits are llguidance's own and count work, not seconds, so that a grammar that is refused here is
 refused everywhere. On a 2-core cloud CPU the slowest schema the server accepts that we know (2,000
 optional properties) takes 0.4 s to compile, and up to 40 ms for a mask where all of them may come.
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
@@ -18,7 +20,7 @@ from engine.grammar.spec import GrammarSpec
 from engine.grammar.vocabulary import Vocabulary
 from engine.grammar.waiting import FreeText
 
-MAX_COMPILED = 64  # grammars kept
+MAX_COMPILED = 64  # grammars kept that nobody holds
 
 LIMITS = LLParserLimits(
     max_items_in_row=20_000,  # two per optional property that may come next
@@ -37,6 +39,7 @@ class GrammarCompiler:
         self.vocabulary = vocabulary
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._free_texts: dict[tuple[int, tuple[int, ...]], FreeText] = {}
+        self._holders: Counter[str] = Counter()  # by grammar, compiled or not yet
         self._lock = threading.Lock()
         self._number_tokens = NumberTokens(vocabulary)
         real = np.array([bool(text) for text in vocabulary.token_bytes], dtype=np.bool_)
@@ -58,6 +61,19 @@ class GrammarCompiler:
                 raise GrammarError(f"token {token_id} was generated and is not allowed")
         return matcher
 
+    def hold(self, grammar: str) -> bool:
+        """Keep `grammar`, once it is compiled, until `let_go`. True: it is compiled already."""
+        with self._lock:
+            self._holders[grammar] += 1
+            return grammar in self._compiled
+
+    def let_go(self, grammar: str) -> None:
+        with self._lock:
+            self._holders[grammar] -= 1
+            if not self._holders[grammar]:
+                del self._holders[grammar]
+            self._evict()
+
     def _compile(self, grammar: str) -> LLMatcher:
         with self._lock:
             compiled = self._compiled.get(grammar)
@@ -70,9 +86,16 @@ class GrammarCompiler:
             raise GrammarError(compiled.get_error())
         with self._lock:
             self._compiled[grammar] = compiled
-            while len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
+            self._evict()
         return compiled
+
+    def _evict(self) -> None:
+        """Drop the oldest that nobody holds, under the lock."""
+        if len(self._compiled) <= MAX_COMPILED:
+            return
+        free = [grammar for grammar in self._compiled if grammar not in self._holders]
+        for grammar in free[: max(0, len(free) - MAX_COMPILED)]:
+            del self._compiled[grammar]
 
     def _free_text(self, spec: GrammarSpec) -> FreeText | None:
         if spec.after_token_id is None:

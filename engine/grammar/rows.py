@@ -2,10 +2,12 @@
 
 `advance` hands a token to a small pool of threads and returns at once; the mask for the token after
 it is computed while the model runs its next step, and `mask` waits for it just before sampling.
-llguidance does its work without the interpreter lock.
+llguidance does its work without the interpreter lock. Grammars are compiled by threads of their
+own before their sequences are admitted, so that no mask waits behind a slow one.
 
-All methods belong to one thread, the runner's. The jobs of one sequence run in order: each waits
-for the one before it, which was queued earlier, so it is never the one that keeps it from running.
+All methods but `prepare` and `let_go` belong to one thread, the runner's. The jobs of one sequence
+run in order: each waits for the one before it, which was queued earlier, so it is never the one
+that keeps it from running.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,13 +34,26 @@ class GrammarRows:
         self._compiler = compiler
         self._rows: list[_Row | None] = [None] * num_slots
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
+        self._compilers = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar-compile")
 
     def close(self) -> None:
+        self._compilers.shutdown(cancel_futures=True)
         self._pool.shutdown(cancel_futures=True)
 
     def prepare(self, spec: GrammarSpec) -> "Future[None]":
-        """Compile a grammar before its sequence is admitted. What fails here fails in `mask`."""
-        return self._pool.submit(_prepare, self._compiler, spec)
+        """Compile a grammar before its sequence is admitted, and keep it until `let_go`.
+
+        May be called by another thread than the runner's, as may `let_go`. The future raises
+        `GrammarError`.
+        """
+        if not self._compiler.hold(spec.grammar):
+            return self._compilers.submit(_prepare, self._compiler, spec)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def let_go(self, spec: GrammarSpec) -> None:
+        self._compiler.let_go(spec.grammar)
 
     def admit(self, slot: int, spec: GrammarSpec | None, output_ids: tuple[int, ...] = ()) -> None:
         """A sequence starts, or resumes, in `slot`, whatever was in it. None: it is free."""
@@ -86,7 +101,7 @@ def _done(ready: "Future[Matcher]") -> Matcher:
 
 
 def _prepare(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
-    compiler.matcher(spec)
+    compiler.matcher(spec).fill(np.zeros(compiler.vocabulary.num_words, dtype=np.int32))
 
 
 def _start(

@@ -1,9 +1,11 @@
 import random
+import threading
 
 import numpy as np
 import pytest
 
-from engine.grammar import GrammarError, GrammarRows, GrammarSpec
+from engine.grammar import GrammarCompiler, GrammarError, GrammarRows, GrammarSpec
+from engine.grammar.compiler import MAX_COMPILED
 from tests.engine.grammar.sampling import Babbler, allowed_ids
 
 SPECS = [
@@ -106,3 +108,37 @@ def test_a_mask_fits_the_padded_vocabulary(babbler: Babbler, rows: GrammarRows):
     assert mask is not None
     assert mask.dtype == np.int32
     assert len(mask) == -(-babbler.vocabulary.num_rows // 32)
+
+
+def test_what_is_prepared_stays_until_it_is_let_go(babbler: Babbler):
+    compiler = GrammarCompiler(babbler.vocabulary)
+    rows = GrammarRows(compiler, num_slots=1)
+    spec = GrammarSpec(grammar='start: "kept"')
+    for _ in range(2):
+        rows.prepare(spec).result()
+    for index in range(MAX_COMPILED + 5):
+        compiler.matcher(GrammarSpec(grammar=f'start: "other {index}"'))
+    compiled = compiler._compiled  # pyright: ignore[reportPrivateUsage]
+    assert spec.grammar in compiled
+    assert rows.prepare(spec).done(), "nothing is compiled twice"
+    for is_kept in (True, True, False):
+        rows.let_go(spec)
+        assert (spec.grammar in compiled) is is_kept
+    assert len(compiled) <= MAX_COMPILED
+    rows.close()
+
+
+def test_masks_do_not_wait_behind_grammars_that_compile(babbler: Babbler):
+    rows = GrammarRows(babbler.compiler, num_slots=2, num_threads=1)
+    blocked = threading.Event()
+    begun = rows._compilers.submit(blocked.wait)  # pyright: ignore[reportPrivateUsage]
+    try:
+        waiting = rows.prepare(GrammarSpec(grammar='start: "behind it"'))
+        rows.admit(1, SPECS[2])
+        assert mask_of(rows, 1)
+        assert not waiting.done()
+    finally:
+        blocked.set()
+    assert begun.result()
+    waiting.result()
+    rows.close()
