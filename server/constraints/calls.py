@@ -128,6 +128,9 @@ class CallGrammar:
                     _refuse(path, "requires a parameter that it does not declare")
                 properties[key] = True
         _check_counts(schema, len(required), len(properties), path)
+        most = self._limits.max_schema_properties
+        if len(properties) > most:
+            _refuse(f"{path}.properties", f"has more than {most} properties")
         parts: list[str] = []
         for key, value_schema in properties.items():
             if value_schema is False and key not in required:

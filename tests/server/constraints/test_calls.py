@@ -311,6 +311,7 @@ def test_content_or_calls_where_both_may_come(reader: ConstraintReader, babbler:
         (taking({"a": False}, "a"), "properties.a allows no value"),
         ({"properties": [], "required": []}, "properties must be an object"),
         (taking({"a": STRING, "b": STRING}, "a", minProperties=2), "minProperties can be"),
+        (taking({f"p{i}": {"type": "null"} for i in range(2001)}), "more than 2000 properties"),
         (taking({"a": STRING, "b": STRING}, maxProperties=1), "maxProperties can be"),
         (taking({"a": {"enum": ["x\n</parameter>\ny"]}}, "a"), "properties.a allows no value"),
         (taking({"a": {"enum": ["x"], "minLength": 2}}), "properties.a allows no value"),
