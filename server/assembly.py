@@ -13,7 +13,12 @@ import msgspec
 from engine import EngineClient, EngineInfo, ModelConfig
 from server.app import App, create_app
 from server.checkpoint_text import read_checkpoint_text
-from server.constraints import ConstraintReader, GrammarChecker
+from server.constraints import (
+    ConstraintReader,
+    GrammarChecker,
+    GrammarQueue,
+    KnownGrammars,
+)
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.media import MediaAccess, MediaLoader, PixelLimits
@@ -82,7 +87,7 @@ class FrontParts:
             served_names=settings.served_names,
             max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
             seed=settings.seed,
-            constraints=ConstraintReader(self.checker),
+            constraints=ConstraintReader(KnownGrammars(self.checker)),
             literal_control_tokens=settings.literal_control_tokens,
         )
 
@@ -126,6 +131,7 @@ class FrontParts:
             open_metrics=settings.metrics_open,
             limits=self.limits,
             media=self._media,
+            grammars=GrammarQueue(self.checker),
             responses=responses,
             scrape=scrape,
             created=settings.created,

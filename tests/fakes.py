@@ -20,6 +20,7 @@ from engine import (
     TokenLogprobs,
 )
 from server.app import App, create_app
+from server.constraints import GrammarQueue
 from server.http_limits import HttpLimits
 from server.lifecycle import Lifecycle
 from server.media_wait import MediaSource
@@ -167,6 +168,7 @@ def build_server(
     open_metrics: bool = False,
     limits: HttpLimits | None = None,
     media: MediaSource | None = None,
+    grammars: GrammarQueue | None = None,
 ) -> FakeServer:
     """Call it inside a running loop."""
     limits = limits or HttpLimits()
@@ -186,5 +188,6 @@ def build_server(
         open_metrics=open_metrics,
         limits=limits,
         media=media,
+        grammars=grammars,
     )
     return FakeServer(app, engine, lifecycle, metrics, limits)

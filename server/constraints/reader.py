@@ -19,7 +19,7 @@ import msgspec
 
 from engine import GrammarSpec
 from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
-from server.constraints.checker import GrammarChecker
+from server.constraints.checker import Checks
 from server.constraints.regex import UnsupportedRegex, whole
 from server.constraints.schema import (
     MAX_ENUM_VALUES,
@@ -65,9 +65,9 @@ class _Content:
 
 
 class ConstraintReader:
-    """May be used from several threads. Reading blocks while a grammar is compiled."""
+    """May be used from several threads. Reading takes as long as `checker` does."""
 
-    def __init__(self, checker: GrammarChecker) -> None:
+    def __init__(self, checker: Checks) -> None:
         self._checker = checker
 
     def read(

@@ -5,6 +5,7 @@ what a grammar costs to compile does not depend on it.
 """
 
 import contextlib
+import os
 import re
 import resource
 import sys
@@ -18,6 +19,7 @@ from server.constraints.client_grammar import ClientGrammar
 from server.constraints.lark import UnusableGrammar
 
 MAX_MEMORY_BYTES = 4 << 30
+NICENESS = 10  # below the engine and the server, where all share few cores
 
 _LOCATION = re.compile(r"(?:at )?([0-9]{1,9})\([0-9]+\): ")  # what the engine's words begin with
 
@@ -79,6 +81,7 @@ def _error(compiler: GrammarCompiler, grammar: str) -> str | None:
 def main() -> None:
     with contextlib.suppress(ValueError, OSError):  # a lower limit is already set
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    os.nice(NICENESS)
     compiler = byte_compiler()
     write_frame(sys.stdout.buffer, Answer())  # ready: the clock of the first question starts now
     while (body := read_frame(sys.stdin.buffer)) is not None:
