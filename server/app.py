@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from engine import EngineClient
 from server.auth import PROBES, Keyring
+from server.constraints import GrammarQueue
 from server.errors import BadRequest, ClientGone, WrongMethod, answer_to
 from server.exchange import Receive, Scope, Send
 from server.fault_log import log_fault
@@ -52,6 +53,7 @@ def create_app(
     open_metrics: bool = False,
     limits: Limits | None = None,
     media: MediaSource | None = None,
+    grammars: GrammarQueue | None = None,
     responses: ResponseKeeper | None = None,
     scrape: Callable[[], Awaitable[bytes]] | None = None,
     created: int | None = None,
@@ -59,6 +61,7 @@ def create_app(
     """The application; `served_names[0]` is what answers call the model by default.
 
     `media` loads images and videos; without it `validator.serves_media` has to stay False.
+    `grammars` compiles what `validator` does not know; without it the validator waits itself.
     `responses`, `scrape` (the text of `/metrics`) and `created` (the time at which the server
     started) are for one of several processes that together are the server.
     """
@@ -73,6 +76,7 @@ def create_app(
         metrics=metrics,
         limits=limits or Limits(),
         media=media,
+        grammars=grammars,
         scrape=scrape,
         created=int(time.time()) if created is None else created,
     )

@@ -13,7 +13,12 @@ import msgspec
 from engine import EngineClient, EngineInfo, ModelConfig, UnreadBounds
 from server.app import App, create_app
 from server.checkpoint_text import read_checkpoint_text
-from server.constraints import ConstraintReader, GrammarChecker
+from server.constraints import (
+    ConstraintReader,
+    GrammarChecker,
+    GrammarQueue,
+    KnownGrammars,
+)
 from server.lifecycle import Lifecycle
 from server.limits import Limits
 from server.media import MediaAccess, MediaLoader, PixelLimits
@@ -90,7 +95,7 @@ class FrontParts:
             served_names=settings.served_names,
             max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
             seed=settings.seed,
-            constraints=ConstraintReader(self.checker, settings.limits),
+            constraints=ConstraintReader(KnownGrammars(self.checker), settings.limits),
             literal_control_tokens=settings.literal_control_tokens,
             limits=settings.limits,
         )
@@ -135,6 +140,7 @@ class FrontParts:
             open_metrics=settings.metrics_open,
             limits=self.limits,
             media=self._media,
+            grammars=GrammarQueue(self.checker),
             responses=responses,
             scrape=scrape,
             created=settings.created,

@@ -2,7 +2,8 @@
 
 Model work is a `Flight`: it can be drained, timed out, and ends when its client goes away. JSON,
 templates and tokenizing run in a small thread pool, so the loop and the probes stay quick. Images
-and videos are loaded between two turns in it, so that a slow one holds no thread.
+and videos are loaded between two turns in it, and grammars compiled, so that a slow one holds no
+thread.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -18,6 +20,7 @@ from fastapi import FastAPI, Request, Response
 from engine import EngineClient
 from server.answer import Answer
 from server.body import check_json_headers, read_body
+from server.constraints import GrammarQueue, NotCompiled
 from server.exchange import Exchange, Receive, Scope, Send
 from server.lifecycle import Lifecycle
 from server.limits import Limits
@@ -51,6 +54,7 @@ class Site:
     metrics: Metrics
     limits: Limits
     media: MediaSource | None = None  # None: only where the validator serves none
+    grammars: GrammarQueue | None = None  # None: the validator waits for grammars itself
     scrape: Callable[[], Awaitable[bytes]] | None = None  # None: `metrics` are all there are
     created: int = field(default_factory=lambda: int(time.time()))
     pool: ThreadPoolExecutor = field(default_factory=_make_pool)
@@ -111,13 +115,22 @@ class Site:
         self, read: Callable[[bytes], T | AwaitsMedia[T]], body: bytes, held: AsyncExitStack
     ) -> T:
         """What `read` makes of the body; what it needs to be loaded stays in `held`."""
-        loop = asyncio.get_running_loop()
-        got = await loop.run_in_executor(self.pool, read, body)
+        got = await self._read(partial(read, body))
         if not isinstance(got, AwaitsMedia):
             return got
         assert self.media is not None, "a validator that serves media, and nobody to load them"
         media = await held.enter_async_context(media_held(self.media, got.refs))
-        return await loop.run_in_executor(self.pool, got.go_on, media)
+        return await self._read(partial(got.go_on, media))
+
+    async def _read(self, read: Callable[[], T]) -> T:
+        """Read in a thread; from the start again once a grammar is compiled that it stopped at."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return await loop.run_in_executor(self.pool, read)
+            except NotCompiled as stop:
+                assert self.grammars is not None, "nobody compiles for this validator"
+                await self.grammars.compile(stop.question)
 
 
 class AnswerMaker(Protocol[D]):

@@ -20,6 +20,7 @@ from engine import (
     TokenLogprobs,
 )
 from server.app import App, create_app
+from server.constraints import GrammarQueue
 from server.lifecycle import Lifecycle
 from server.limits import Limits
 from server.media_wait import MediaSource
@@ -167,6 +168,7 @@ def build_server(
     open_metrics: bool = False,
     limits: Limits | None = None,
     media: MediaSource | None = None,
+    grammars: GrammarQueue | None = None,
 ) -> FakeServer:
     """Call it inside a running loop."""
     limits = limits or Limits()
@@ -186,5 +188,6 @@ def build_server(
         open_metrics=open_metrics,
         limits=limits,
         media=media,
+        grammars=grammars,
     )
     return FakeServer(app, engine, lifecycle, metrics, limits)

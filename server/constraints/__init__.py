@@ -7,10 +7,20 @@ schema    JSON schemas, checked and brought into the form the grammar engine tak
 structural_tags  free text, and tags in it whose content has a shape; `grammar_text` writes it down
 regex     clients' regular expressions
 lark      clients' grammars; `client_grammar` is either notation of one, and its lines
-checker   compiles what came out in a process that can be killed (`worker`)
+checker   compiles what came out in a process that can be killed (`worker`); `grammar_queue` is the
+          line of the requests that wait for that
 """
 
-from server.constraints.checker import GrammarChecker
+from server.constraints.checker import GrammarChecker, KnownGrammars, NotCompiled
+from server.constraints.grammar_queue import GrammarQueue
 from server.constraints.reader import FIELDS, ConstraintReader, binds_content
 
-__all__ = ["FIELDS", "ConstraintReader", "GrammarChecker", "binds_content"]
+__all__ = [
+    "FIELDS",
+    "ConstraintReader",
+    "GrammarChecker",
+    "GrammarQueue",
+    "KnownGrammars",
+    "NotCompiled",
+    "binds_content",
+]

@@ -2,7 +2,8 @@
 
 A thread cannot be stopped, and a few lines of schema can keep a compiler busy for ever, so the
 first compilation of every grammar happens where it can be ended. What passed is remembered; what
-was refused or timed out is not. Methods may be called from several threads, and block.
+was refused or timed out is not. Methods may be called from several threads, and block; where that
+would hold up others, `KnownGrammars` says what there is to wait for.
 """
 
 import hashlib
@@ -10,13 +11,16 @@ import queue
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
 from server.child import Child, ReadFrame
 from server.constraints.worker import Answer, Ask
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 
 TIME_LIMIT_S = 5.0
 NUM_WORKERS = 2
@@ -46,6 +50,90 @@ _REASONS = (
 _QUOTED = re.compile(r'"(?:\\.|[^"\\])*+"|`[^`]*+`|\n.*', re.DOTALL)
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether a grammar compiles, which a client gave in the part of a request at `path`."""
+
+    ask: Ask
+    path: str
+    terminal_paths: tuple[str, ...] = ()  # where each of the terminals comes from
+
+    def key(self) -> bytes:
+        """The same for questions that have the same answer."""
+        return hashlib.sha256(msgspec.msgpack.encode(self.ask)).digest()
+
+
+class NotCompiled(Exception):
+    """A request cannot be read before the question is answered."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__()
+        self.question = question
+
+
+class GivenUp(Exception):
+    """Nobody waits for this answer any more."""
+
+
+class Asking:
+    """A question on its way. Whoever asked may give it up, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._worker: Child | None = None
+        self._is_given_up = False
+
+    @property
+    def is_given_up(self) -> bool:
+        return self._is_given_up
+
+    def give_up(self) -> None:
+        """End the worker that is at it; it starts anew for the next question."""
+        with self._lock:
+            self._is_given_up = True
+            if self._worker is not None:
+                self._worker.kill()
+
+    def begin(self, worker: Child) -> None:
+        with self._lock:
+            self._worker = worker
+        self.check()
+
+    def end(self) -> None:
+        with self._lock:
+            self._worker = None
+
+    def check(self) -> None:
+        if self._is_given_up:
+            raise GivenUp
+
+
+class Checks(Protocol):
+    """What a reader of constraints asks. Both may raise BadRequest that names `path`."""
+
+    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
+        """`grammar`, if it compiles.
+
+        `terminals` are expressions in it that have to match something, with the path of each.
+        """
+        ...
+
+    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
+        """A client's grammar in the notation of `GrammarSpec`, if it compiles.
+
+        `limits` are those of schemas and repetitions in it.
+        """
+        ...
+
+
+class Compiles(Protocol):
+    """`GrammarChecker`, or a fake one."""
+
+    def known(self, question: Question) -> str | None: ...
+
+    def answer(self, question: Question, asking: Asking | None = None) -> str: ...
+
+
 class GrammarChecker:
     """Workers start when they are first needed; `close` ends them."""
 
@@ -68,47 +156,46 @@ class GrammarChecker:
 
     def close(self) -> None:
         for worker in self._all:
+            worker.close()
             worker.stop()
 
     def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
-        """`grammar`, if it compiles. Raises BadRequest that names it by `path`.
+        """See `Checks.check`; waits for a worker, and for its answer."""
+        return self.answer(_plain(grammar, path, terminals))
 
-        `terminals` are expressions in it that have to match something, with the path of each.
-        """
-        return self._ask(
-            Ask(grammar, tuple(terminals or ())), path, tuple((terminals or {}).values())
-        )
+    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
+        """See `Checks.from_ebnf`; waits for a worker, and for its answer."""
+        return self.answer(Question(Ask(grammar, is_ebnf=True, limits=limits), path))
 
-    def from_ebnf(self, grammar: str, path: str) -> str:
-        """A client's grammar in the notation of `GrammarSpec`, if it compiles."""
-        return self._ask(Ask(grammar, is_ebnf=True), path)
-
-    def _ask(self, ask: Ask, path: str, terminal_paths: Sequence[str] = ()) -> str:
-        key = hashlib.sha256(msgspec.msgpack.encode(ask)).digest()
+    def known(self, question: Question) -> str | None:
+        """The answer, if the grammar compiled before."""
+        key = question.key()
         with self._lock:
-            if key in self._passed:
-                self._passed.move_to_end(key)
-                return self._passed[key] or ask.grammar
+            if key not in self._passed:
+                return None
+            self._passed.move_to_end(key)
+            return self._passed[key] or question.ask.grammar
+
+    def answer(self, question: Question, asking: Asking | None = None) -> str:
+        """The grammar, compiled by a worker. Raises BadRequest, or GivenUp if `asking` was."""
+        known = self.known(question)
+        if known is not None:
+            return known
+        asking = asking or Asking()
         worker = self._workers.get()
         try:
-            answer = worker.ask(ask, self._time_limit_s, _take)
+            asking.begin(worker)
+            answer = worker.ask(question.ask, self._time_limit_s, _take)
             if answer is None and not worker.is_late:  # it may have been somebody's kill, once
-                answer = worker.ask(ask, self._time_limit_s, _take)
+                asking.check()
+                answer = worker.ask(question.ask, self._time_limit_s, _take)
         finally:
+            asking.end()
             self._workers.put(worker)
-        param = path.split(".", 1)[0]
-        if answer is None:
-            raise BadRequest(f"{path} takes too long to compile", param=param)
-        if answer.empty_terminal is not None:
-            raise BadRequest(
-                f"{terminal_paths[answer.empty_terminal]} allows no value", param=param
-            )
-        if answer.error is not None:
-            where = "" if answer.line is None else f"in line {answer.line} "
-            said = where + (answer.rule or _reason(answer.error))
-            raise BadRequest(f"{path} cannot be used: {said}", param=param)
-        self._remember(key, answer.grammar if ask.is_ebnf else "")
-        return answer.grammar
+        asking.check()
+        grammar = _passed(question, answer)
+        self._remember(question.key(), grammar if question.ask.is_ebnf else "")
+        return grammar
 
     def _remember(self, key: bytes, grammar: str) -> None:
         """Keep `grammar`, or of one that was asked for as it is, only that it compiles."""
@@ -120,6 +207,46 @@ class GrammarChecker:
             while self._num_chars > MAX_REMEMBERED_CHARS:
                 _, old = self._passed.popitem(last=False)
                 self._num_chars -= len(old) + len(key)
+
+
+class KnownGrammars:
+    """The checker as it is asked where nobody may wait: what has to be compiled is an exception."""
+
+    def __init__(self, checker: "Compiles") -> None:
+        self._checker = checker
+
+    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
+        return self._known(_plain(grammar, path, terminals))
+
+    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
+        return self._known(Question(Ask(grammar, is_ebnf=True, limits=limits), path))
+
+    def _known(self, question: Question) -> str:
+        known = self._checker.known(question)
+        if known is None:
+            raise NotCompiled(question)
+        return known
+
+
+def _plain(grammar: str, path: str, terminals: Mapping[str, str] | None) -> Question:
+    named = terminals or {}
+    return Question(Ask(grammar, tuple(named)), path, tuple(named.values()))
+
+
+def _passed(question: Question, answer: Answer | None) -> str:
+    """The grammar for a `GrammarSpec`. Raises BadRequest that names what is wrong."""
+    path = question.path
+    param = path.split(".", 1)[0]
+    if answer is None:
+        raise BadRequest(f"{path} takes too long to compile", param=param)
+    if answer.empty_terminal is not None:
+        at = question.terminal_paths[answer.empty_terminal]
+        raise BadRequest(f"{at} allows no value", param=param)
+    if answer.error is not None:
+        where = "" if answer.line is None else f"in line {answer.line} "
+        said = where + (answer.rule or _reason(answer.error))
+        raise BadRequest(f"{path} cannot be used: {said}", param=param)
+    return answer.grammar
 
 
 def _reason(error: str) -> str:

@@ -10,6 +10,7 @@ from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark, is_lark_synta
 
 from server.constraints.lark import UnusableGrammar, rewritten_lark
 from server.constraints.schema import WHITESPACE
+from server.limits import DEFAULT_LIMITS, Limits
 
 # The engine looks ahead for text that is forced, without end where a client's grammar has none
 # (`T: /a+/` before what matches nothing). The grammars that we write all have an end.
@@ -21,14 +22,15 @@ _DANGLING = re.compile(r"Rule '([\w-]*)' not found")
 
 
 class ClientGrammar:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, limits: Limits = DEFAULT_LIMITS) -> None:
         """Raises `UnusableGrammar`, or RecursionError for one that is nested too deeply."""
         self._text = text
         self._converted: str | None = None
         if not is_lark_syntax(text):
             self._converted = _converted(text)
         try:
-            self.lark = rewritten_lark(self._converted or text, whitespace=WHITESPACE) + _NO_FORCING
+            lark = rewritten_lark(self._converted or text, whitespace=WHITESPACE, limits=limits)
+            self.lark = lark + _NO_FORCING
         except UnusableGrammar as error:
             raise UnusableGrammar(self.line_of(error.line), str(error)) from None
 

@@ -16,10 +16,10 @@ import re
 from typing import Any, NoReturn, cast
 
 from server.constraints.calls import json_text
-from server.constraints.regex import MAX_REPEAT
 from server.constraints.schema import normalized
 from server.errors import BadRequest
 from server.json_body import decode_object
+from server.limits import DEFAULT_LIMITS, Limits
 
 OPTIONS = frozenset(("no_forcing", "allow_initial_skip"))
 
@@ -65,18 +65,21 @@ class UnusableGrammar(ValueError):
         self.line = line
 
 
-def rewritten_lark(text: str, *, whitespace: dict[str, Any]) -> str:
+def rewritten_lark(
+    text: str, *, whitespace: dict[str, Any], limits: Limits = DEFAULT_LIMITS
+) -> str:
     """The grammar for the engine; `whitespace` is what it is told of the blanks in JSON.
 
     Raises `UnusableGrammar`.
     """
-    return _Rewriter(text, whitespace).run()
+    return _Rewriter(text, whitespace, limits).run()
 
 
 class _Rewriter:
-    def __init__(self, text: str, whitespace: dict[str, Any]) -> None:
+    def __init__(self, text: str, whitespace: dict[str, Any], limits: Limits) -> None:
         self._text = text
         self._whitespace = whitespace
+        self._limits = limits
         self._at = 0
         self._line = 1
         self._written: list[str] = []
@@ -123,8 +126,9 @@ class _Rewriter:
     def _check_bound(self, number: str) -> None:
         in_braces = bool(self._open) and self._open[-1] == "{"
         is_bound = self._last in ("{", "~", "..") or (in_braces and self._last == ",")
-        if is_bound and (len(number) > 9 or not number.isdecimal() or int(number) > MAX_REPEAT):
-            self._refuse(f"it has a repetition that is not bounded by at most {MAX_REPEAT}")
+        most = self._limits.max_repeat
+        if is_bound and (len(number) > 9 or not number.isdecimal() or int(number) > most):
+            self._refuse(f"it has a repetition that is not bounded by at most {most}")
 
     def _check_regex(self, regex: str) -> None:
         end = regex.rindex("/")
@@ -133,11 +137,11 @@ class _Rewriter:
             match = _IN_REGEX.match(regex, at, end)
             assert match is not None, "the last branch takes any character"
             if any(
-                len(digits) > 9 or int(digits) > MAX_REPEAT
+                len(digits) > 9 or int(digits) > self._limits.max_repeat
                 for digits in _DIGITS.findall(match["bounds"] or "")
             ):
                 self._refuse(
-                    f"it has a repetition bounded by more than {MAX_REPEAT}"
+                    f"it has a repetition bounded by more than {self._limits.max_repeat}"
                     f" at character {at} of a regular expression"
                 )
             at = match.end()
@@ -153,7 +157,8 @@ class _Rewriter:
         try:
             value: dict[str, Any] = decode_object(said.encode(), what=keyword, param=None)
             if keyword == "%json":
-                value = {"x-guidance": self._whitespace, **normalized(value, path=keyword)}
+                schema = normalized(value, path=keyword, limits=self._limits)
+                value = {"x-guidance": self._whitespace, **schema}
         except BadRequest as refusal:
             self._refuse(f"it has a schema that cannot be used: {refusal.message}")
         if keyword == "%llguidance" and not set(value) <= OPTIONS:

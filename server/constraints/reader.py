@@ -19,7 +19,7 @@ import msgspec
 
 from engine import GrammarSpec
 from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
-from server.constraints.checker import GrammarChecker
+from server.constraints.checker import Checks
 from server.constraints.regex import UnsupportedRegex, whole
 from server.constraints.schema import WHITESPACE, normalized, param_of
 from server.constraints.structural_tags import StructuralGrammar
@@ -60,9 +60,9 @@ class _Content:
 
 
 class ConstraintReader:
-    """May be used from several threads. Reading blocks while a grammar is compiled."""
+    """May be used from several threads. Reading takes as long as `checker` does."""
 
-    def __init__(self, checker: GrammarChecker, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, checker: Checks, limits: Limits = DEFAULT_LIMITS) -> None:
         self._checker = checker
         self._limits = limits
 
@@ -111,7 +111,7 @@ class ConstraintReader:
 
     def _of_content(self, content: _Content, after_token_id: int | None) -> GrammarSpec:
         if content.is_grammar:
-            grammar = self._checker.from_ebnf(content.lines, content.path)
+            grammar = self._checker.from_ebnf(content.lines, content.path, self._limits)
             if after_token_id is not None:
                 grammar = _nested(f"start: {_BLANK_LINE} @client", grammar)
             return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
@@ -124,7 +124,7 @@ class ConstraintReader:
     ) -> GrammarSpec:
         lines = calls.calls(at_most=at_most or MAX_CALLS)
         if content.is_grammar:
-            client = self._checker.from_ebnf(content.lines, content.path)
+            client = self._checker.from_ebnf(content.lines, content.path, self._limits)
             start = f"start: {_begin(after_token_id)}(@client | calls)\n{lines}"
             spec = self._spec(_nested(start, client), content.path, after_token_id, calls=calls)
             return msgspec.structs.replace(spec, bounds_numbers=False)

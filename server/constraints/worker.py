@@ -5,6 +5,7 @@ what a grammar costs to compile does not depend on it.
 """
 
 import contextlib
+import os
 import re
 import resource
 import sys
@@ -16,8 +17,10 @@ from engine import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from server.child import read_frame, write_frame
 from server.constraints.client_grammar import ClientGrammar
 from server.constraints.lark import UnusableGrammar
+from server.limits import DEFAULT_LIMITS, Limits
 
 MAX_MEMORY_BYTES = 4 << 30
+NICENESS = 10  # below the engine and the server, where all share few cores
 
 _LOCATION = re.compile(r"(?:at )?([0-9]{1,9})\([0-9]+\): ")  # what the engine's words begin with
 
@@ -26,6 +29,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     grammar: str
     terminals: tuple[str, ...] = ()  # expressions of the grammar that have to match something
     is_ebnf: bool = False  # with `root ::=`, or Lark; else what `GrammarSpec` takes
+    limits: Limits = DEFAULT_LIMITS  # of what is in a client's grammar
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -48,14 +52,14 @@ def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
         if error := _error(compiler, f"start: TEXT\nTEXT: {expression}"):
             return Answer(error=error, empty_terminal=index)
     if ask.is_ebnf:
-        return _client_grammar(compiler, ask.grammar)
+        return _client_grammar(compiler, ask.grammar, ask.limits)
     error = _error(compiler, ask.grammar)
     return Answer(error=error) if error else Answer(grammar=ask.grammar)
 
 
-def _client_grammar(compiler: GrammarCompiler, text: str) -> Answer:
+def _client_grammar(compiler: GrammarCompiler, text: str, limits: Limits) -> Answer:
     try:
-        grammar = ClientGrammar(text)
+        grammar = ClientGrammar(text, limits)
     except UnusableGrammar as error:
         return Answer(error=str(error), line=error.line, rule=str(error))
     except (RecursionError, MemoryError) as error:
@@ -79,6 +83,7 @@ def _error(compiler: GrammarCompiler, grammar: str) -> str | None:
 def main() -> None:
     with contextlib.suppress(ValueError, OSError):  # a lower limit is already set
         resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    os.nice(NICENESS)
     compiler = byte_compiler()
     write_frame(sys.stdout.buffer, Answer())  # ready: the clock of the first question starts now
     while (body := read_frame(sys.stdin.buffer)) is not None:

@@ -24,6 +24,7 @@ from engine import GrammarError
 from server.constraints import ConstraintReader, GrammarChecker
 from server.constraints.worker import Ask, byte_compiler, compiled
 from server.errors import BadRequest
+from server.limits import DEFAULT_LIMITS, Limits
 from tests.engine.grammar.sampling import Babbler, NoEnd
 from tests.fuzz import media_targets
 from tests.fuzz.choices import Choices
@@ -67,8 +68,8 @@ class _InProcess:
         del path, terminals
         return grammar
 
-    def from_ebnf(self, grammar: str, path: str) -> str:
-        del path
+    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
+        del path, limits
         return grammar
 
 

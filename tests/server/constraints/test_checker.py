@@ -5,7 +5,14 @@ import time
 import pytest
 
 from engine import GrammarCompiler
-from server.constraints.checker import GrammarChecker
+from server.constraints.checker import (
+    Asking,
+    GivenUp,
+    GrammarChecker,
+    KnownGrammars,
+    NotCompiled,
+    Question,
+)
 from server.constraints.worker import Answer, Ask, byte_compiler, compiled
 from server.errors import BadRequest
 
@@ -84,6 +91,46 @@ def test_the_next_grammar_is_checked_by_a_new_worker():
         assert checker.check(GOOD, "x") == GOOD
     finally:
         checker.close()
+
+
+def test_a_question_that_is_given_up_frees_its_worker():
+    checker = GrammarChecker(time_limit_s=60.0, num_workers=1)
+    try:
+        checker.check(GOOD, "x")  # the worker is up
+        asking = Asking()
+        left: list[type[Exception]] = []
+
+        def ask() -> None:
+            try:
+                checker.answer(Question(Ask(ENDLESS), "x"), asking)
+            except GivenUp as error:
+                left.append(type(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        while checker._workers.qsize():  # until the worker has it  # pyright: ignore
+            time.sleep(0.005)
+        asking.give_up()
+        thread.join(timeout=30)
+        assert left == [GivenUp]
+        assert checker.check('start: "next"', "x") == 'start: "next"'
+        with pytest.raises(GivenUp):
+            checker.answer(Question(Ask('start: "other"'), "x"), asking)
+    finally:
+        checker.close()
+
+
+def test_who_may_not_wait_learns_what_there_is_to_wait_for(checker: GrammarChecker):
+    known = KnownGrammars(checker)
+    for ask in (
+        lambda: known.check('start: "unheard of"', "x"),
+        lambda: known.check('start: "x" T\nT: /b+/', "x", {"/b+/": "tools.0"}),
+        lambda: known.from_ebnf('root ::= "unheard of"', "x"),
+    ):
+        with pytest.raises(NotCompiled) as stop:
+            ask()
+        answer = checker.answer(stop.value.question)
+        assert ask() == answer
 
 
 def test_what_passed_is_not_compiled_again():

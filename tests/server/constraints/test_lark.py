@@ -9,6 +9,7 @@ from server.constraints import ConstraintReader, GrammarChecker
 from server.constraints.client_grammar import ClientGrammar
 from server.constraints.lark import UnusableGrammar
 from server.errors import BadRequest
+from server.limits import Limits
 from tests.engine.grammar.sampling import Babbler
 
 SERVED: list[tuple[str, str]] = [
@@ -138,3 +139,15 @@ def test_a_large_grammar_is_read_without_going_back(text: str):
     assert line_refused(text) == 1
     assert line_refused(text + text[7]) is None
     assert line_refused("start: " + "{" * 250_000) is None, "the engine's to refuse"
+
+
+def test_the_operators_limits_hold_in_clients_grammars(checker: GrammarChecker):
+    reader = ConstraintReader(checker, Limits(max_repeat=20, max_schema_properties=1))
+    for grammar, refusal in (
+        ("start: /a{21}/", "more than 20"),
+        ('start: "a"{2,21}', "at most 20"),
+        ('start: %json {"properties": {"a": {}, "b": {}}}', "past 1 properties"),
+    ):
+        with pytest.raises(BadRequest, match=refusal):
+            reader.read({"guided_grammar": grammar})
+        assert ConstraintReader(checker).read({"guided_grammar": grammar}) is not None
