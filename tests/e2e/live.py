@@ -37,10 +37,11 @@ class LiveServer:
 
     def children(self, word: str) -> list[int]:
         """Child processes that are alive and have `word` in their command line."""
-        task = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()  # each lists those it started
         return [
             int(pid)
-            for pid in task.read_text().split()
+            for thread in threads
+            for pid in started_by(thread)
             if word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
             and not has_ended(int(pid))
         ]
@@ -118,6 +119,14 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def started_by(thread: Path) -> list[str]:
+    """The ids of the processes that a thread started; none if it has ended."""
+    try:
+        return (thread / "children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def has_ended(pid: int) -> bool:

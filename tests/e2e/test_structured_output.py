@@ -9,8 +9,10 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import openai
 import pydantic
 import pytest
@@ -222,6 +224,63 @@ def test_what_cannot_be_served_is_refused_and_named(server: LiveServer) -> None:
         response = server.post("/v1/chat/completions", {"messages": ASK, **fields})
         assert response.status_code == 400, response.text
         assert param in response.json()["error"]["param"]
+
+
+# Two automata whose product takes minutes.
+ENDLESS = {
+    "allOf": [{"type": "integer", "multipleOf": 9973}, {"type": "integer", "multipleOf": 9967}]
+}
+GOOD = {"structured_outputs": {"grammar": 'start: "yes" | "no"'}, "temperature": 0}
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        ('start: a\na: %json {"type": "integer", "multipleOf": 100000007}', "in line 2 "),
+        ("start: a\n\na: /[a-z]{1,20000}/", "in line 3 "),
+        ('root ::= "ab"{0,50000}', "in line 1 "),
+    ],
+)
+def test_grammars_past_the_limits_are_refused_by_their_line(
+    server: LiveServer, grammar: str, said: str
+) -> None:
+    before = answer(server, **GOOD)
+    body = {"messages": ASK, "structured_outputs": {"grammar": grammar}}
+    response = server.post("/v1/chat/completions", body)
+    assert response.status_code == 400, response.text
+    assert len(response.content) < 4096
+    error = response.json()["error"]
+    assert error["param"] == "structured_outputs"
+    assert error["message"].startswith("structured_outputs.grammar cannot be used: " + said)
+    assert answer(server, **GOOD) == before
+
+
+def test_schemas_that_compile_for_ever_hold_up_nobody(server: LiveServer) -> None:
+    before = answer(server, **GOOD)
+    body = {"messages": ASK, "structured_outputs": {"json": ENDLESS}}
+    with ThreadPoolExecutor(5) as threads:
+        slow = [
+            threads.submit(server.post, "/v1/chat/completions", {**body, "seed": i})
+            for i in range(4)
+        ]
+        for _ in range(5):
+            assert server.post("/tokenize", {"prompt": "Tell me."}).status_code == 200
+            assert answer(server, **GOOD) == before, "a grammar that is known waits for none"
+        assert not any(one.done() for one in slow)
+        for one in slow:
+            assert one.result().status_code == 400
+            assert "takes too long to compile" in one.result().json()["error"]["message"]
+    assert answer(server, **GOOD) == before
+
+
+def test_a_client_that_goes_away_ends_the_compilation(server: LiveServer) -> None:
+    body = {"messages": ASK, "structured_outputs": {"json": ENDLESS}}
+    for _ in range(2):  # as many as are compiled at a time
+        with pytest.raises(httpx.ReadTimeout):
+            server.post("/v1/chat/completions", body, timeout=0.3)
+    new = {"messages": ASK, "structured_outputs": {"choice": ["quite", "new"]}}
+    reply = server.post("/v1/chat/completions", new, timeout=3.5)  # before their time is up
+    assert reply.status_code == 200, reply.text
 
 
 def test_killed_grammar_workers_are_replaced(server: LiveServer) -> None:
