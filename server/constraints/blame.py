@@ -56,6 +56,6 @@ def _without(schema: Any, steps: Steps) -> Any:
     if not steps:
         return True
     step, *rest = steps
-    copy = cast(Any, schema).copy()
+    copy = schema.copy()
     copy[step] = _without(copy[step], tuple(rest))
     return copy
