@@ -2,7 +2,7 @@
 
 Owns the clock of the engine process: queue times, the queue timeout and heartbeats. The scheduler
 decides, the runner computes, the mailbox carries; this file only lets them take turns, in one
-thread.
+thread. Requests whose grammar is not compiled yet are kept from the scheduler by `grammar_wait`.
 """
 
 import logging

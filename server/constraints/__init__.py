@@ -7,6 +7,7 @@ schema    JSON schemas, checked and brought into the form the grammar engine tak
 structural_tags  free text, and tags in it whose content has a shape; `grammar_text` writes it down
 regex     clients' regular expressions
 lark      clients' grammars; `client_grammar` is either notation of one, and its lines
+blame     the part of a schema that keeps it from compiling
 checker   compiles what came out in a process that can be killed (`worker`); `grammar_queue` is the
           line of the requests that wait for that
 """

@@ -18,6 +18,7 @@ from typing import Protocol
 import msgspec
 
 from server.child import Child, ReadFrame
+from server.constraints.schema import shortened
 from server.constraints.worker import Answer, Ask
 from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits
@@ -111,10 +112,18 @@ class Asking:
 class Checks(Protocol):
     """What a reader of constraints asks. Both may raise BadRequest that names `path`."""
 
-    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
+    def check(
+        self,
+        grammar: str,
+        path: str,
+        terminals: Mapping[str, str] | None = None,
+        *,
+        schema: str = "",
+    ) -> str:
         """`grammar`, if it compiles.
 
-        `terminals` are expressions in it that have to match something, with the path of each.
+        `terminals` are expressions in it that have to match something, with the path of each;
+        `schema` is the client's, as JSON, if it is what `path` names.
         """
         ...
 
@@ -159,9 +168,16 @@ class GrammarChecker:
             worker.close()
             worker.stop()
 
-    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
+    def check(
+        self,
+        grammar: str,
+        path: str,
+        terminals: Mapping[str, str] | None = None,
+        *,
+        schema: str = "",
+    ) -> str:
         """See `Checks.check`; waits for a worker, and for its answer."""
-        return self.answer(_plain(grammar, path, terminals))
+        return self.answer(_plain(grammar, path, terminals, schema))
 
     def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
         """See `Checks.from_ebnf`; waits for a worker, and for its answer."""
@@ -215,8 +231,15 @@ class KnownGrammars:
     def __init__(self, checker: "Compiles") -> None:
         self._checker = checker
 
-    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
-        return self._known(_plain(grammar, path, terminals))
+    def check(
+        self,
+        grammar: str,
+        path: str,
+        terminals: Mapping[str, str] | None = None,
+        *,
+        schema: str = "",
+    ) -> str:
+        return self._known(_plain(grammar, path, terminals, schema))
 
     def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
         return self._known(Question(Ask(grammar, is_ebnf=True, limits=limits), path))
@@ -228,9 +251,9 @@ class KnownGrammars:
         return known
 
 
-def _plain(grammar: str, path: str, terminals: Mapping[str, str] | None) -> Question:
+def _plain(grammar: str, path: str, terminals: Mapping[str, str] | None, schema: str) -> Question:
     named = terminals or {}
-    return Question(Ask(grammar, tuple(named)), path, tuple(named.values()))
+    return Question(Ask(grammar, tuple(named), schema=schema), path, tuple(named.values()))
 
 
 def _passed(question: Question, answer: Answer | None) -> str:
@@ -245,7 +268,8 @@ def _passed(question: Question, answer: Answer | None) -> str:
     if answer.error is not None:
         where = "" if answer.line is None else f"in line {answer.line} "
         said = where + (answer.rule or _reason(answer.error))
-        raise BadRequest(f"{path} cannot be used: {said}", param=param)
+        at = shortened(".".join((path, *map(str, answer.part))))
+        raise BadRequest(f"{at} cannot be used: {said}", param=param)
     return answer.grammar
 
 

@@ -56,6 +56,7 @@ class _Content:
     path: str
     lines: str
     is_json: bool = False
+    schema: str = ""  # the client's as JSON, if it is all there is
     is_grammar: bool = False  # the client's: has a `start` of its own
 
 
@@ -116,7 +117,7 @@ class ConstraintReader:
                 grammar = _nested(f"start: {_BLANK_LINE} @client", grammar)
             return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
         grammar = f"start: {_begin(after_token_id)}content\n{content.lines}"
-        spec = self._spec(grammar, content.path, after_token_id)
+        spec = self._spec(grammar, content.path, after_token_id, schema=content.schema)
         return msgspec.structs.replace(spec, bounds_numbers=content.is_json)
 
     def _either(
@@ -138,10 +139,11 @@ class ConstraintReader:
         after_token_id: int | None,
         *,
         calls: CallGrammar | None = None,
+        schema: str = "",
     ) -> GrammarSpec:
         texts = calls.texts if calls is not None else None
         return GrammarSpec(
-            grammar=self._checker.check(grammar, path, texts),
+            grammar=self._checker.check(grammar, path, texts, schema=schema),
             after_token_id=after_token_id,
             bounds_numbers=True,
         )
@@ -251,7 +253,8 @@ def _structural_tag(value: Any, path: str, limits: Limits) -> _Content:
 
 def _json(schema: Any, path: str, limits: Limits) -> _Content:
     body = {"x-guidance": WHITESPACE, **normalized(schema, path=path, limits=limits)}
-    return _Content(path, f"content: %json {json_text(body)}", is_json=True)
+    lines = f"content: %json {json_text(body)}"
+    return _Content(path, lines, is_json=True, schema=json_text(schema))
 
 
 def _regex(pattern: str, path: str, max_repeat: int) -> _Content:

@@ -117,6 +117,11 @@ def param_of(path: str) -> str:
     return path.split(".", 1)[0]
 
 
+def shortened(path: str) -> str:
+    """A path as it is told: it may hold names of the client's."""
+    return path if len(path) <= MAX_PATH_CHARS else f"{path[:40]}...{path[-MAX_PATH_CHARS + 43 :]}"
+
+
 class _Normalizer:
     def __init__(self, root: Any, path: str, limits: Limits) -> None:
         self._limits = limits
@@ -380,10 +385,7 @@ class _Normalizer:
             result["additionalProperties"] = False
 
     def _refuse(self, place: _Place, rule: str) -> NoReturn:
-        path = place.path
-        if len(path) > MAX_PATH_CHARS:
-            path = f"{path[:40]}...{path[-MAX_PATH_CHARS + 43 :]}"
-        raise BadRequest(f"{path} {rule}", param=param_of(self._path))
+        raise BadRequest(f"{shortened(place.path)} {rule}", param=param_of(self._path))
 
 
 def _is_kept_exactly(value: Any) -> bool:

@@ -9,19 +9,34 @@ import os
 import re
 import resource
 import sys
+import time
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from engine import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from server.child import read_frame, write_frame
+from server.constraints.blame import faulty_part
+from server.constraints.calls import json_text
 from server.constraints.client_grammar import ClientGrammar
 from server.constraints.lark import UnusableGrammar
-from server.limits import DEFAULT_LIMITS, Limits
+from server.constraints.schema import normalized
+from server.errors import BadRequest
+from server.limits import BOUNDS, DEFAULT_LIMITS, Limits
 
 MAX_MEMORY_BYTES = 4 << 30
+QUICK_S = 0.5  # what takes less to fail is tried again without each of its parts, for as long
 NICENESS = 10  # below the engine and the server, where all share few cores
 
+# The whole was within the operator's limits, and so are its parts.
+_WIDEST = Limits(
+    **{
+        name: int(BOUNDS[name].most)
+        for name in BOUNDS
+        if name.startswith("max_schema_") or name in ("max_enum_values", "max_repeat")
+    }
+)
 _LOCATION = re.compile(r"(?:at )?([0-9]{1,9})\([0-9]+\): ")  # what the engine's words begin with
 
 
@@ -29,6 +44,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     grammar: str
     terminals: tuple[str, ...] = ()  # expressions of the grammar that have to match something
     is_ebnf: bool = False  # with `root ::=`, or Lark; else what `GrammarSpec` takes
+    schema: str = ""  # the client's, if it is all that may keep the grammar from compiling
     limits: Limits = DEFAULT_LIMITS  # of what is in a client's grammar
 
 
@@ -37,6 +53,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None  # the engine's words; not for clients
     line: int | None = None  # of a client's grammar, the one that is at fault
     rule: str | None = None  # which of our rules that line breaks
+    part: tuple[str | int, ...] = ()  # of a client's schema, the one that is at fault
     empty_terminal: int | None = None  # the first of them that matches nothing
 
 
@@ -53,8 +70,25 @@ def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
             return Answer(error=error, empty_terminal=index)
     if ask.is_ebnf:
         return _client_grammar(compiler, ask.grammar, ask.limits)
+    began = time.monotonic()
     error = _error(compiler, ask.grammar)
-    return Answer(error=error) if error else Answer(grammar=ask.grammar)
+    if error is None:
+        return Answer(grammar=ask.grammar)
+    is_quick = time.monotonic() - began < QUICK_S
+    return Answer(error=error, part=_faulty_part(compiler, ask.schema) if is_quick else ())
+
+
+def _faulty_part(compiler: GrammarCompiler, schema: str) -> tuple[str | int, ...]:
+    def compiles(part: Any) -> bool:
+        try:
+            body = json_text(normalized(part, path="schema", limits=_WIDEST))
+        except BadRequest:
+            return False
+        return _error(compiler, f"start: %json {body}") is None
+
+    if not schema:
+        return ()
+    return faulty_part(msgspec.json.decode(schema), compiles, limit_s=QUICK_S)
 
 
 def _client_grammar(compiler: GrammarCompiler, text: str, limits: Limits) -> Answer:

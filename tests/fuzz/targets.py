@@ -64,8 +64,15 @@ def answer(data: bytes) -> None:
 class _InProcess:
     """Stands where a `GrammarChecker` does, without processes: takes what it is given."""
 
-    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
-        del path, terminals
+    def check(
+        self,
+        grammar: str,
+        path: str,
+        terminals: Mapping[str, str] | None = None,
+        *,
+        schema: str = "",
+    ) -> str:
+        del path, terminals, schema
         return grammar
 
     def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
@@ -74,7 +81,15 @@ class _InProcess:
 
 
 class _Compiling(_InProcess):
-    def check(self, grammar: str, path: str, terminals: Mapping[str, str] | None = None) -> str:
+    def check(
+        self,
+        grammar: str,
+        path: str,
+        terminals: Mapping[str, str] | None = None,
+        *,
+        schema: str = "",
+    ) -> str:
+        del schema
         ask = Ask(grammar, tuple(terminals or ()))
         found = compiled(byte_compiler(), ask)
         if found.error is not None:
