@@ -24,13 +24,13 @@ from engine.errors import (
 from engine.grammar_wait import GrammarSource, GrammarWait
 from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
 from engine.memory import PagePool, PrefixCache, SlotPool
-from engine.plan import StepPlan, StepResult
+from engine.plan import DeviceLost, StepPlan, StepResult
 from engine.request import Request, TokenDelta
 from engine.scheduler import Scheduler
 
 MAX_PREPARED = 64  # grammars for requests that wait, besides those that run
 COMPILING_POLL_S = 0.002  # how soon an idle loop sees that a grammar is ready
-MAX_FAILED_STEPS = 3  # in a row; then the device, and not a request, is at fault
+MAX_GUILTY = 3  # requests in a row that fail alone; then the device, and not they, is at fault
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class EngineLoop:
         self._followed: set[str] = set()  # of these, who waited for another's prompt when looked at
         self._queue_s: dict[str, float] = {}  # of requests whose first delta is not out
         self._num_steps = 0
-        self._num_failed_steps = 0  # in a row
+        self._num_guilty = 0  # requests found guilty since a step went well
         self._step_tokens: list[int] = []
         self._step_s: list[float] = []
         self._step_began = 0.0
@@ -167,7 +167,7 @@ class EngineLoop:
         except Exception as error:  # the runner's, whatever it is: contained here, never lost
             self._contain(plan, error)
             return
-        self._num_failed_steps = 0
+        self._num_guilty = 0
         self._num_steps += 1
         now = time.monotonic()
         self._step_tokens.append(plan.num_tokens)
@@ -194,21 +194,26 @@ class EngineLoop:
                 self._beat()  # the loop is well; whether the step is, its counters tell
 
     def _contain(self, plan: StepPlan, error: Exception) -> None:
-        """A failed step costs one request; several in a row are the engine's death."""
-        self._num_failed_steps += 1
-        if self._num_failed_steps >= MAX_FAILED_STEPS:
+        """A failed step costs the request that is guilty, if one is; see `engine.suspects`.
+
+        A lost device is the engine's death, and so are several guilty requests in a row.
+        """
+        if isinstance(error, DeviceLost):
             raise error
-        failed = self._scheduler.fail(plan)
+        guilty = self._scheduler.fail(plan)
         _log.error(
-            "a step of %d tokens failed; request %s is given up, the others are recomputed",
+            "a step of %d tokens failed; %s",
             plan.num_tokens,
-            failed,
+            "its requests are computed again" if guilty is None else f"{guilty} is given up",
             exc_info=error,
         )
-        if failed is not None:
-            self._queue_s.pop(failed, None)
-            self._grammars.end(failed)
-            self._send_failure(failed, RequestFailed("the engine could not compute this request"))
+        if guilty is None:
+            return
+        self._num_guilty += 1
+        if self._num_guilty >= MAX_GUILTY:
+            raise error
+        self._forget(guilty)
+        self._send_failure(guilty, RequestFailed("the engine could not compute this request"))
 
     def _expire_queue(self) -> None:
         """Requests that no plan has touched in time are refused. Oldest first, so stop early.

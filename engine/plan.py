@@ -15,6 +15,10 @@ PAGE_TOKENS = 64  # KV page size and DeltaNet chunk: one absolute grid from the 
 SCRATCH = 0  # page 0 and slot 0 belong to padding rows and to nobody else
 
 
+class DeviceLost(Exception):
+    """The device is beyond recovery: no step after this one can go well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admit:
     """A sequence starts, or resumes after a preemption, in `slot`.
@@ -52,6 +56,10 @@ class Slice:
     # (end, slot): the state after the tokens before `end`, a page's end in this prefill slice, is
     # saved in `slot`, which is of no sequence.
     saves: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,10 @@ had, so only decoding grows. Growth that finds no page preempts the youngest, wh
 and its place in the queue and later recomputes. After `MAX_PREEMPTIONS` a sequence comes back only
 with the pages of its whole life in hand: it cannot grow, is no victim any more, and so ends.
 
+A step that raised costs its sequences what they had computed, and `suspects` finds out which of
+them is guilty: that one ends, the others recompute. Meanwhile those not on trial hold still, and if
+they leave no room for the trial they give way.
+
 A sequence begins where the longest cached prefix of its prompt ends. If a running one is about to
 save a longer prefix, it waits for that: prompts that arrive together are computed once. A state is
 published when the step that saved it is committed, so no other step ever builds on one that failed.
@@ -36,6 +40,7 @@ from engine.memory import (
 from engine.plan import PAGE_TOKENS, SCRATCH, Admit, Slice, StepPlan, StepResult
 from engine.request import FinishReason, Request, TokenDelta, TokenLogprobs
 from engine.sequence import Sequence
+from engine.suspects import Suspects
 
 MAX_PREEMPTIONS = 4
 
@@ -64,6 +69,7 @@ class Scheduler:
         self._max_waiting = max_waiting
         self._waiting: list[Sequence] = []  # by order
         self._running: dict[str, Sequence] = {}  # by admission
+        self._suspects = Suspects()
         self._num_arrived = 0
         self.num_preemptions = 0
 
@@ -91,7 +97,7 @@ class Scheduler:
                 f"prompt and max_tokens together are {request.max_total_tokens} tokens, "
                 f"and the KV cache holds {self._pages.num_pages * PAGE_TOKENS}"
             )
-        if sum(not seq.num_preemptions for seq in self._waiting) >= self._max_waiting:
+        if sum(seq.epoch == 0 for seq in self._waiting) >= self._max_waiting:
             raise QueueFull(f"{self._max_waiting} requests are waiting already")
         self._num_arrived += 1
         # Who scores a prompt computes all of it.
@@ -102,6 +108,7 @@ class Scheduler:
 
     def cancel(self, request_id: str) -> None:
         """Forget a request. Unknown ids are fine: it may have finished a moment ago."""
+        self._suspects.clear(request_id)
         if seq := self._running.pop(request_id, None):
             self._release(seq)
         else:
@@ -116,11 +123,13 @@ class Scheduler:
         slices: list[Slice] = []
         admits: list[Admit] = []
         for seq in sorted(self._running.values(), key=lambda seq: seq.order):
-            if seq.may_decode and self._grow(seq):
+            if seq.may_decode and self._may_run(seq) and self._grow(seq):
                 slices.append(self._take(seq, 1))
         budget = self._max_step_tokens - len(slices)
         for seq in self._running.values():
-            if seq.prefills and (num_tokens := _chunk(seq, budget)):
+            if not (seq.prefills and self._may_run(seq)):
+                continue
+            if num_tokens := _chunk(seq, budget):
                 slices.append(self._take(seq, num_tokens))
                 budget -= num_tokens
         while (seq := self._next_waiting()) and (admit := self._admit(seq, budget)):
@@ -128,6 +137,8 @@ class Scheduler:
             num_tokens = _chunk(seq, budget)
             slices.append(self._take(seq, num_tokens))
             budget -= num_tokens
+        if not any(self._may_run(seq) for seq in self._running.values()):
+            self._make_way()
         return StepPlan(tuple(slices), tuple(admits)) if slices else None
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenDelta]:
@@ -143,17 +154,19 @@ class Scheduler:
                 self._drop_saves(part)
                 continue  # finished, cancelled or preempted while the step was in flight
             self._publish(seq, part)
+            self._suspects.passed(part.request_id, part.end)
             seq.prompt_logprobs.extend(prompt_logprobs)
             if token_id is not None:
                 seq.ids.append(token_id)
                 finish = seq.finish_after(token_id)
-            elif part.start + part.num_tokens == seq.request.max_total_tokens:
+            elif part.end == seq.request.max_total_tokens:
                 finish = FinishReason.LENGTH  # max_tokens 0: the prompt is scored
             else:
                 continue
             num_saved = seq.num_saved
             if finish is not None:
                 self._release(self._running.pop(part.request_id))
+                self._suspects.clear(part.request_id)
             deltas.append(
                 TokenDelta(
                     request_id=part.request_id,
@@ -169,27 +182,22 @@ class Scheduler:
         return deltas
 
     def fail(self, plan: StepPlan) -> str | None:
-        """The step raised. Give up its youngest sequence, and recompute the others it touched.
+        """The step raised. Recompute the sequences it touched: their states may be half written.
 
-        Their states may be half written, so none is worth keeping. Returns the id of the request
-        that was given up, or None if all had ended already.
+        Returns the id of the request that is given up because it is guilty, if one is found to be.
         """
         for part in plan.slices:
             self._drop_saves(part)
-        touched = [
-            seq
-            for part in plan.slices
-            if (seq := self._running.get(part.request_id)) and seq.epoch == part.epoch
-        ]
-        if not touched:
-            return None
-        victim = max(touched, key=lambda seq: seq.order)
-        for seq in touched:
-            if seq is victim:
-                self._release(self._running.pop(seq.request.id))
-            else:
-                self._preempt(seq)
-        return victim.request.id
+        ends: dict[str, int] = {}
+        for part in plan.slices:
+            seq = self._running.get(part.request_id)
+            if seq is not None and seq.epoch == part.epoch:
+                ends[part.request_id] = part.end
+                self._set_back(seq)
+        guilty = self._suspects.accuse(ends, alone=len(plan.slices) == 1)
+        if guilty is not None:
+            self.cancel(guilty)
+        return guilty
 
     def check(self) -> None:
         """Assert the invariants in the module's docstring."""
@@ -206,12 +214,22 @@ class Scheduler:
             a.order < b.order for a, b in zip(self._waiting, self._waiting[1:], strict=False)
         )
         assert all(len(seq.pages) >= pages_for(seq.num_planned) for seq in running)
+        self._suspects.check({seq.request.id for seq in (*self._waiting, *running)})
+
+    def _may_run(self, seq: Sequence) -> bool:
+        return self._suspects.may_run(seq.request.id)
+
+    def _make_way(self) -> None:
+        """Whoever is on trial found no room, so all that hold still give theirs up."""
+        for seq in tuple(self._running.values()):
+            self._set_back(seq)
 
     def _next_waiting(self) -> Sequence | None:
-        """The first in the queue that waits for nobody's state."""
+        """The first in the queue that may run and waits for nobody's state."""
         if self._slots.num_free == 0:
             return None
-        return next((seq for seq in self._waiting if not self._follows(seq)), None)
+        ready = (seq for seq in self._waiting if self._may_run(seq) and not self._follows(seq))
+        return next(ready, None)
 
     def _follows(self, seq: Sequence) -> bool:
         """A longer prefix of it than the cache has is being computed right now."""
@@ -247,7 +265,7 @@ class Scheduler:
         seq.slot = self._slots.acquire()
         seq.path = path
         seq.pages = [node.page for node in path] + self._pages.acquire(num_pages - num_hit)
-        if seq.num_preemptions == 0:
+        if seq.epoch == 0:
             seq.num_cached = seq.num_planned
         self._plan_saves(seq, num_hit)
         return Admit(
@@ -262,7 +280,7 @@ class Scheduler:
     def _plan_saves(self, seq: Sequence, num_hit: int) -> None:
         """Choose where behind the first `num_hit` pages of a prompt states will be saved."""
         num_seen = self._cache.see(seq.keys)
-        if seq.num_preemptions == 0:
+        if seq.epoch == 0:
             self._cache.lookups[_lookup(seq, num_hit, num_seen)] += 1
         points = snapshot_points(
             len(seq.keys),
@@ -322,11 +340,15 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
+        self._set_back(seq)
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+
+    def _set_back(self, seq: Sequence) -> None:
+        """It waits again, with its tokens and its place in the queue."""
         del self._running[seq.request.id]
         self._release(seq)
         seq.give_up_progress()
-        seq.num_preemptions += 1
-        self.num_preemptions += 1
         insort(self._waiting, seq, key=lambda seq: seq.order)
 
     def _release(self, seq: Sequence) -> None:

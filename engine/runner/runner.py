@@ -27,7 +27,7 @@ import torch
 from engine.device_memory import FEATURE_CACHE_BYTES, LOGITS_ROWS
 from engine.grammar import GrammarError, GrammarRows
 from engine.model.inputs import Caches, StepInputs
-from engine.plan import PAGE_TOKENS, SCRATCH, Admit, Slice, StepPlan, StepResult
+from engine.plan import PAGE_TOKENS, SCRATCH, Admit, DeviceLost, Slice, StepPlan, StepResult
 from engine.runner.answer import Answer, Drawn, Scores
 from engine.runner.batch import BatchBuilder, SampledRows
 from engine.runner.device import CpuDevice, Device
@@ -68,12 +68,18 @@ class LaunchedStep:
         self._begun = begun
 
     def result(self, timeout: float | None = None) -> StepResult:
-        """Wait for the step. Raises TimeoutError after `timeout` seconds, or what it raised."""
-        if timeout is None:
-            return self._begun.result().result()
-        deadline = time.monotonic() + timeout
-        answer = self._begun.result(timeout)
-        return answer.result(max(0.0, deadline - time.monotonic()))
+        """Wait for the step. Raises TimeoutError after `timeout` seconds, or what it raised.
+
+        Raises DeviceLost where a fault has poisoned the device's context.
+        """
+        try:
+            if timeout is None:
+                return self._begun.result().result()
+            deadline = time.monotonic() + timeout
+            answer = self._begun.result(timeout)
+            return answer.result(max(0.0, deadline - time.monotonic()))
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error)) from error
 
 
 class Runner:

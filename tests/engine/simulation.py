@@ -49,6 +49,8 @@ class FakeRunner:
     num_pages: int
     num_slots: int
     fails_at: frozenset[int] = frozenset()  # steps, by count, that raise in the middle
+    guilty: frozenset[str] = frozenset()  # requests whose every step past `guilty_from` raises
+    guilty_from: int = 0  # position
     state: dict[int, int] = field(default_factory=dict)
     last_token: dict[int, int] = field(default_factory=dict)
     rows: dict[int, Admit] = field(default_factory=dict)
@@ -75,7 +77,8 @@ class FakeRunner:
         token_ids: list[int] = []
         scores: list[tuple[TokenLogprobs, ...]] = []
         for at, part in enumerate(plan.slices):
-            if self.num_steps in self.fails_at and at == len(plan.slices) // 2:
+            is_guilty = part.request_id in self.guilty and part.end > self.guilty_from
+            if is_guilty or (self.num_steps in self.fails_at and at == len(plan.slices) // 2):
                 self.rubbish |= set(slots)
                 self.rubbish |= {slot for part in plan.slices for _, slot in part.saves}
                 raise StepFailed

@@ -12,14 +12,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from engine.build import build
 from engine.config import EngineConfig
-from engine.loop import Launcher
-from engine.memory import pages_for
+from engine.loop import EngineLoop, Launcher
+from engine.memory import PagePool, PrefixCache, SlotPool, pages_for
+from engine.model.inputs import Caches, StepInputs
+from engine.plan import DeviceLost
 from engine.request import FinishReason, Request, SamplingParams
+from engine.runner.runner import Runner
 from tests.checkpoints import NUM_REAL_TOKENS, Oracle
-from tests.engine.inprocess import Outcome, greedy, serve, serve_again
+from tests.engine.inprocess import Outcome, ScriptedMailbox, greedy, serve, serve_again
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 100, 127, 128, 129, 200, 300, 420, 511, 640, 700)
 NUM_OUTPUT = 80  # more than a page, so that every sequence grows
@@ -186,3 +190,66 @@ def test_dry_xtc_and_thinking_budgets_do_not_depend_on_the_batch(
         assert ids == expected.ids(request.id)
         assert end_id in ids[: 4 * i + 2]
         assert ids[4 * i + 1] == end_id or end_id in ids[: 4 * i + 1]
+
+
+@pytest.mark.parametrize("max_step_tokens", [80, 1024])
+def test_a_request_that_breaks_the_model_fails_alone(
+    model: Model, max_step_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises when all states and pages of the step were written, as the worst fault would."""
+    assert isinstance(model.runner, Runner)
+    inner = model.runner._model
+    poison = 3  # in every prompt by chance, so the broken one has it many times
+
+    class Breaking:
+        def forward(self, inputs: StepInputs, caches: Caches) -> torch.Tensor:
+            hidden_TD = inner.forward(inputs, caches)
+            if (inputs.token_id_T == poison).sum() > 40:
+                raise RuntimeError("broken")
+            return hidden_TD
+
+        def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+            return inner.logits(hidden_RD)
+
+    monkeypatch.setattr(model.runner, "_model", Breaking())
+    broken = greedy("broken", [poison] * 160, 5)
+    requests = [*model.requests[:8], broken, *model.requests[8:]]
+    mailbox = ScriptedMailbox([(i // 4, request) for i, request in enumerate(requests)])
+    pages = PagePool(ALL_PAGES)
+    cache = PrefixCache(pages, SlotPool(20, first=17), pages_per_state=1)
+    loop = EngineLoop(
+        pages,
+        SlotPool(16),
+        cache,
+        model.runner,
+        mailbox,
+        max_step_tokens=max_step_tokens,
+        max_waiting=20,
+        queue_timeout_s=600,
+    )
+    while mailbox.arrivals or loop.has_work:
+        loop.turn()
+        loop._scheduler.check()
+    assert [(one.request_id, one.code) for one in mailbox.failures] == [
+        ("broken", "internal_error")
+    ]
+    outcome = Outcome(mailbox.deltas, 0, 0)
+    assert {name: outcome.ids(name) for name in model.texts} == model.texts
+    assert "broken" not in outcome.deltas
+
+
+def test_a_lost_device_is_told_from_a_failed_step(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(model.runner, Runner)
+
+    class Lost:
+        def forward(self, inputs: StepInputs, caches: Caches) -> torch.Tensor:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        def logits(self, hidden_RD: torch.Tensor) -> torch.Tensor:
+            raise AssertionError
+
+    monkeypatch.setattr(model.runner, "_model", Lost())
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        alone(model.runner, model.requests[:1])
