@@ -113,7 +113,7 @@ class EngineLoop:
         return self._scheduler.has_work or bool(self._in_flight)
 
     def run(self) -> None:
-        """Serve until the process ends, or a run of failed steps shows the device is broken."""
+        """Serve until the process ends, or its device turns out to be broken."""
         while True:
             self.turn()
 
