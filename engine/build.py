@@ -71,6 +71,7 @@ def build(config: EngineConfig) -> Built:
         device=device,
         grammars=grammars,
         tower=loaded.tower,
+        fixes_shapes=config.deterministic,
     )
     on_cpu = isinstance(device, CpuDevice)
     return Built(

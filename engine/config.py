@@ -230,6 +230,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: int | None = None  # CPU threads of the model; None: torch's choice
     device: str = "auto"  # "cpu", "cuda", or "auto": a GPU if there is one
     enforce_eager: bool = False  # no graphs on a GPU
+    deterministic: bool = False  # texts depend on nothing but their requests, bit for bit
     prefix_cache: bool = True  # keep what was computed of prompts for those that begin alike
     language_model_only: bool = False  # leave the vision tower out, and with it all pictures
 

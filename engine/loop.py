@@ -71,6 +71,7 @@ class EngineLoop:
         max_step_tokens: int,
         max_waiting: int,
         queue_timeout_s: float,
+        preempts: bool = True,
         progress: Callable[[], int] = lambda: 0,
         grammars: GrammarSource | None = None,
     ) -> None:
@@ -82,7 +83,12 @@ class EngineLoop:
         self._slots = slots
         self._cache = cache
         self._scheduler = Scheduler(
-            pages, slots, cache, max_step_tokens=max_step_tokens, max_waiting=max_waiting
+            pages,
+            slots,
+            cache,
+            max_step_tokens=max_step_tokens,
+            max_waiting=max_waiting,
+            preempts=preempts,
         )
         self._runner = runner
         self._mailbox = mailbox

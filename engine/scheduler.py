@@ -56,8 +56,12 @@ class Scheduler:
         *,
         max_step_tokens: int,
         max_waiting: int,
+        preempts: bool = True,
     ) -> None:
-        """`max_step_tokens` is at least slots + PAGE_TOKENS: decodes never starve a prefill."""
+        """`max_step_tokens` is at least slots + PAGE_TOKENS: decodes never starve a prefill.
+
+        Without `preempts` a sequence is admitted with the pages of its whole life.
+        """
         assert max_step_tokens >= slots.num_slots + PAGE_TOKENS
         self._pages = pages
         self._slots = slots
@@ -67,6 +71,7 @@ class Scheduler:
         self._saving: set[int] = set()  # slots that steps in flight write states to
         self._max_step_tokens = max_step_tokens
         self._max_waiting = max_waiting
+        self._preempts = preempts
         self._waiting: list[Sequence] = []  # by order
         self._running: dict[str, Sequence] = {}  # by admission
         self._suspects = Suspects()
@@ -247,11 +252,11 @@ class Scheduler:
         seq.prefill_end = len(seq.ids)
         if not _chunk(seq, budget):
             return None
-        whole_life = seq.num_preemptions >= MAX_PREEMPTIONS
+        whole_life = not self._preempts or seq.num_preemptions >= MAX_PREEMPTIONS
         num_pages = pages_for(seq.request.max_total_tokens if whole_life else len(seq.ids))
         # Each running sequence may want a page within its next 64 tokens: admitting into those
         # would only preempt again.
-        growth = len(self._running)
+        growth = len(self._running) if self._preempts else 0
         path = self._cache.hold(hit)  # before room is made: not at its own cost
         num_to_be_had = self._pages.num_free + self._cache.num_idle
         if num_to_be_had < num_pages - num_hit + growth:

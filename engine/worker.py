@@ -148,6 +148,7 @@ def _make_loop(
         max_step_tokens=memory.max_step_tokens,
         max_waiting=config.max_waiting if config else 2,
         queue_timeout_s=config.queue_timeout_s if config else 3600.0,
+        preempts=config is None or not config.deterministic,
         progress=built.progress,
         grammars=built.grammars,
     )

@@ -191,6 +191,7 @@ def _engine_config(
         device=arguments.device,
         enforce_eager=arguments.enforce_eager,
         prefix_cache=arguments.prefix_cache,
+        deterministic=arguments.deterministic,
         language_model_only=arguments.language_model_only,
     )
 

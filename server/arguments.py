@@ -70,6 +70,7 @@ class ModelArguments:
     device: str
     enforce_eager: bool
     prefix_cache: bool
+    deterministic: bool
     language_model_only: bool
 
 
@@ -255,6 +256,10 @@ def _add_model_flags(parser: _Parser) -> None:
         dest="prefix_cache", action="store_false",
         help="compute every prompt whole, and leave the memory to pages",
     )  # fmt: skip
+    engine.add_argument(
+        "--deterministic", "--enable-deterministic-inference", action="store_true",
+        help="bits of an answer depend on its request alone; slower on a GPU",
+    )  # fmt: skip
     engine.add_argument("--threads", type=at_least(1), metavar="N", help="CPU threads of the model")
     engine.add_argument(
         "--enforce-eager", action="store_true", help="no CUDA graphs: slower, to find faults"
@@ -399,6 +404,7 @@ def _model_arguments(parser: _Parser, parsed: argparse.Namespace) -> ModelArgume
         device=parsed.device,
         enforce_eager=parsed.enforce_eager,
         prefix_cache=parsed.prefix_cache,
+        deterministic=parsed.deterministic,
         language_model_only=parsed.language_model_only,
     )
 

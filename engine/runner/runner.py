@@ -37,6 +37,7 @@ from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
 from engine.runner.sampler import Masks, sample, score
 from engine.runner.thread import IDLE_S, RunnerThread
+from kernels.backend import fixed_shapes
 
 _SCRATCH_DECODE = Slice(
     request_id="",
@@ -95,11 +96,12 @@ class Runner:
         device: Device | None = None,
         grammars: GrammarRows | None = None,
         tower: Tower | None = None,
+        fixes_shapes: bool = False,
     ) -> None:
         """`num_slots` counts the scratch slot; ids from `num_real_tokens` on are never sampled.
 
         Model, tower and caches are on `device`, by default the CPU. Without `grammars`, no request
-        may have one; without a `tower`, no picture.
+        may have one; without a `tower`, no picture. `fixes_shapes`: see `kernels.backend`.
         """
         self._model = model
         self._caches = caches
@@ -121,6 +123,7 @@ class Runner:
         self._graphs = DecodeGraphs(
             self._device, self._prepare_decodes, max_rows=min(num_slots - 1, max_step_tokens)
         )
+        self._fixes_shapes = fixes_shapes
         self._captures = False
         self._last: Answer | None = None
         num_threads = torch.get_num_threads()
@@ -175,7 +178,8 @@ class Runner:
 
     @torch.inference_mode()
     def _capture(self) -> None:
-        self._graphs.capture_one()
+        with fixed_shapes(self._fixes_shapes):
+            self._graphs.capture_one()
 
     def _prepare_decodes(self, num_rows: int) -> Callable[[], torch.Tensor]:
         batch = self._batches.send(StepPlan((_SCRATCH_DECODE,) * num_rows))
@@ -183,6 +187,10 @@ class Runner:
 
     @torch.inference_mode()
     def _step(self, plan: StepPlan) -> Answer:
+        with fixed_shapes(self._fixes_shapes):
+            return self._queue(plan)
+
+    def _queue(self, plan: StepPlan) -> Answer:
         """Queue all of a step."""
         for admit in plan.admits:  # this cannot fail, so no step ever sees another owner's pages
             self._batches.forget(admit.slot)

@@ -2,11 +2,13 @@
 
 Up to 8 rows: three launches in all. More: five. The two forms add in different orders, and the
 second rounds what each expert says, so a row's bits may differ between 8 and 9 rows; so they may
-where tiles grow (see `_tile_rows` and `route`), never within a case.
+where tiles grow (see `_tile_rows` and `route`), never within a case. In `fixed_shapes()` there is
+one case, the second form with the smallest tiles.
 """
 
 import torch
 
+from kernels.backend import shape_rows
 from kernels.dense_rows import with_dense_rows
 from kernels.fused_moe.gpu_few import experts_of_few
 from kernels.fused_moe.gpu_grouped import experts_of_many
@@ -27,5 +29,6 @@ def fused_moe_add(
     check_operands(residual_TD, norm_D, weights)
     residual_TD = with_dense_rows(residual_TD)
     routes = route(residual_TD, norm_D.contiguous(), eps, weights)
-    run = experts_of_few if len(residual_TD) <= FEW_ROWS else experts_of_many
+    few = shape_rows(len(residual_TD)) <= FEW_ROWS
+    run = experts_of_few if few else experts_of_many
     return run(residual_TD, routes, weights, adds_residual=adds_residual)

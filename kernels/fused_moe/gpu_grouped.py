@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.backend import shape_rows
 from kernels.fused_moe.gpu_route import Routes
 from kernels.fused_moe.weights import MoeWeights
 from kernels.launch import Cost, launch
@@ -33,7 +34,7 @@ def experts_of_many(
     widest = max(F, shared_F)
     dtype, device = residual_TD.dtype, residual_TD.device
     size = residual_TD.element_size()
-    rows = _tile_rows(T, top_k, J)
+    rows = _tile_rows(shape_rows(T), top_k, J)
     routed, pairs = T * top_k, T * (top_k + 1)
     shared_tiles = triton.cdiv(T, rows)
     most_tiles = shared_tiles + min(routed, routed // rows + J)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from kernels.arrivals import NUM_ARRIVALS, arrivals
+from kernels.backend import shape_rows
 from kernels.fused_moe.weights import MoeWeights
 from kernels.launch import Cost, launch
 from kernels.linear.gpu_kernels import inverse_rms, load_columns, load_norm, load_rows, normed
@@ -41,7 +42,7 @@ def route(
     block_j = triton.next_power_of_2(J)
     dtype, device = residual_TD.dtype, residual_TD.device
     size = residual_TD.element_size()
-    rows, experts, depth = (16, 16, 128) if T <= _FEW_ROWS else (64, 128, 64)
+    rows, experts, depth = (16, 16, 128) if shape_rows(T) <= _FEW_ROWS else (64, 128, 64)
     depth = max(16, min(depth * 2 // size, triton.next_power_of_2(D)))
     experts = max(16, min(experts, block_j))
     num_chunks = triton.cdiv(T, rows)

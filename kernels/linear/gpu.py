@@ -3,12 +3,15 @@
 
 Up to 16 rows the norm is part of the product (each program finds the rows' scales again: they are a
 few KiB, in the L2 cache); for more it is a launch of its own. The four cases of `gpu_tiles` add in
-different orders, so a row's bits may differ between, say, 16 and 17 rows, never within a case.
+different orders, so a row's bits may differ between, say, 16 and 17 rows, never within a case. In
+`fixed_shapes()` there is one case; products of which parts are summed then take their rows in
+pieces, so that there are counters for all tiles.
 """
 
 import torch
 
 from kernels.arrivals import NUM_ARRIVALS, arrivals
+from kernels.backend import shape_rows
 from kernels.dense_rows import with_dense_rows
 from kernels.launch import Cost, launch
 from kernels.linear.gpu_kernels import linear_kernel, swiglu_kernel
@@ -20,6 +23,8 @@ from kernels.linear.gpu_tiles import (
     tiles_of,
 )
 from kernels.norm_rope import rms_norm
+
+_ROWS_IN_PARTS = 512  # at once, where a sum is cut in parts
 
 
 def linear(x_TD: torch.Tensor, weight_FD: torch.Tensor) -> torch.Tensor:
@@ -33,7 +38,7 @@ def linear_fp32(x_TD: torch.Tensor, weight_FD: torch.Tensor) -> torch.Tensor:
 def norm_linear(
     residual_TD: torch.Tensor, norm_D: torch.Tensor, eps: float, weight_FD: torch.Tensor
 ) -> torch.Tensor:
-    if residual_TD.shape[0] > FEW_ROWS:
+    if shape_rows(residual_TD.shape[0]) > FEW_ROWS:
         return linear(rms_norm(residual_TD, norm_D, eps), weight_FD)
     return _linear(residual_TD, weight_FD, residual_TD.dtype, norm_D=norm_D, eps=eps)
 
@@ -53,7 +58,7 @@ def norm_swiglu_add(
     *,
     adds_residual: bool = True,
 ) -> torch.Tensor:
-    if residual_TD.shape[0] > FEW_ROWS:
+    if shape_rows(residual_TD.shape[0]) > FEW_ROWS:
         hidden_TF = _swiglu(rms_norm(residual_TD, norm_D, eps), gate_up_FD)
     else:
         hidden_TF = _swiglu(residual_TD, gate_up_FD, norm_D=norm_D, eps=eps)
@@ -81,7 +86,14 @@ def _linear(
     device = x_TD.device
     y_TF = torch.empty(T, F, dtype=dtype, device=device)
     size = x_TD.element_size()
-    tiles = tiles_of(T, D, F, size)
+    tiles = tiles_of(shape_rows(T), D, F, size)
+    if tiles.parts > 1 and T > _ROWS_IN_PARTS:
+        assert norm_D is None, "many rows were normed before"
+        for first in range(0, T, _ROWS_IN_PARTS):
+            few = slice(first, first + _ROWS_IN_PARTS)
+            residual_tF = None if residual_TF is None else residual_TF[few]
+            y_TF[few] = _linear(x_TD[few], weight_FD, dtype, residual_TF=residual_tF)
+        return y_TF
     num_tiles = -(-T // tiles.rows) * -(-F // tiles.columns)
     assert tiles.parts == 1 or num_tiles <= NUM_ARRIVALS
     part_STF = (
@@ -144,7 +156,7 @@ def _swiglu(
     x_TD = with_dense_rows(x_TD)
     hidden_TF = torch.empty(T, F, dtype=x_TD.dtype, device=x_TD.device)
     size = x_TD.element_size()
-    tiles = swiglu_tiles_of(T, D, size)
+    tiles = swiglu_tiles_of(shape_rows(T), D, size)
 
     def cost() -> Cost:
         around = (T * F + (0 if norm_D is None else D)) * size

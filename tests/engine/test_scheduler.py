@@ -48,6 +48,7 @@ def make_simulation(
     fails_at: frozenset[int] = frozenset(),
     guilty: frozenset[str] = frozenset(),
     guilty_from: int = 0,
+    preempts: bool = True,
 ) -> Simulation:
     pages = PagePool(num_pages)
     saved_slots = SlotPool(num_saved_slots, first=num_slots + 1)
@@ -57,6 +58,7 @@ def make_simulation(
         PrefixCache(pages, saved_slots, pages_per_state=pages_per_state),
         max_step_tokens=max_step_tokens,
         max_waiting=max_waiting,
+        preempts=preempts,
     )
     runner = FakeRunner(num_pages, num_slots, fails_at, guilty, guilty_from)
     return Simulation(scheduler, runner, depth=depth)
@@ -186,6 +188,20 @@ def test_preemption_takes_the_youngest_and_loses_nothing() -> None:
         if simulation.scheduler.num_preemptions and preempted_first is None:
             preempted_first = simulation.scheduler._waiting[0].request.id
     assert preempted_first == "r2"
+    for request in requests:
+        assert_whole(simulation, request)
+    assert_idle(simulation)
+
+
+def test_who_may_not_preempt_waits_for_the_memory_of_a_whole_life() -> None:
+    simulation = make_simulation(num_pages=7, num_slots=3, preempts=False)
+    requests = [make_request(f"r{i}", 60, 190) for i in range(3)]
+    for request in requests:
+        simulation.scheduler.submit(request)
+    simulation.step()
+    assert simulation.scheduler.num_running == 1  # of 4 pages each
+    simulation.run()
+    assert simulation.scheduler.num_preemptions == 0
     for request in requests:
         assert_whole(simulation, request)
     assert_idle(simulation)

@@ -12,7 +12,9 @@ NUM_SEQS = 16
 MAX_LEN = 1024
 
 
-def build_on_gpu(folder: Path, dtype: str, *, enforce_eager: bool = False) -> Built:
+def build_on_gpu(
+    folder: Path, dtype: str, *, enforce_eager: bool = False, deterministic: bool = False
+) -> Built:
     """Warmed up; with all graphs, unless `enforce_eager`."""
     built = build(
         EngineConfig(
@@ -21,6 +23,7 @@ def build_on_gpu(folder: Path, dtype: str, *, enforce_eager: bool = False) -> Bu
             dtype=dtype,
             device="cuda",
             enforce_eager=enforce_eager,
+            deterministic=deterministic,
             max_model_len=MAX_LEN,
             max_num_seqs=NUM_SEQS,
             max_step_tokens=MAX_LEN,

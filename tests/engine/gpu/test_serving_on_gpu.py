@@ -102,6 +102,30 @@ def test_prompt_logprobs_are_transformers(
     stop(built.runner)
 
 
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_deterministic_logprobs_do_not_depend_on_the_batch(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    folder: Path = request.getfixturevalue(f"tiny_{kind}_dir")
+    built = build_on_gpu(folder, "bfloat16", deterministic=True)
+    asked = SamplingParams(max_tokens=20, seed=5, temperature=0.9, num_logprobs=2)
+    requests = [
+        Request(id=name, prompt_ids=tuple(ids), sampling=asked) for name, ids in prompts(7).items()
+    ]
+    together = served(built.runner, requests, "together")
+    for how in ("chunked", "cached"):
+        found = served(built.runner, requests, how)
+        for one in requests:
+            assert found.ids(one.id) == together.ids(one.id)
+            assert [delta.logprobs for delta in found.deltas[one.id]] == [
+                delta.logprobs for delta in together.deltas[one.id]
+            ]
+    for one in requests:
+        (alone,) = served(built.runner, [one], "together").deltas.values()
+        assert [d.logprobs for d in alone] == [d.logprobs for d in together.deltas[one.id]]
+    stop(built.runner)
+
+
 def lives(count: int, num_tokens: int, seed: int) -> list[Life]:
     rng = random.Random(seed)
     return [

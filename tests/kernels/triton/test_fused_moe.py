@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kernels.fused_moe
+from kernels.backend import fixed_shapes
 from kernels.fused_moe import MoeWeights, reference
 from kernels.launch import recording
 from tests.kernels.triton.even_products import even_products
@@ -105,6 +106,19 @@ def test_a_row_has_the_same_bits_alone_and_in_a_crowd(
     for rows in case[:-1]:
         few = slice(case[-1] - rows, None)
         assert torch.equal(run(kernels.fused_moe, residual_TD[few], weights), crowd[few])
+
+
+def test_with_fixed_shapes_a_row_has_the_same_bits_in_any_crowd(
+    dtype: torch.dtype, device: torch.device, even_products: None
+) -> None:
+    """Few rows and many, with tiles that would have grown."""
+    weights = make_weights(SIZES["small"], dtype, device)
+    residual_TD = make_rows(200, weights)
+    with fixed_shapes():
+        crowd = run(kernels.fused_moe, residual_TD, weights)
+        for few in (slice(199, 200), slice(30, 38), slice(30, 40), slice(100, 200)):
+            assert torch.equal(run(kernels.fused_moe, residual_TD[few], weights), crowd[few])
+    assert_close(crowd, run(reference, residual_TD, weights))
 
 
 @pytest.mark.parametrize("T", [3, 12])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels.linear
-from kernels.backend import uses_triton
+from kernels.backend import fixed_shapes, uses_triton
 from kernels.launch import recording
 from kernels.linear import reference
 from tests.kernels.triton.even_products import even_products
@@ -105,6 +105,25 @@ def test_a_row_has_the_same_bits_alone_and_in_a_crowd(
     for rows in case[:-1]:
         few = slice(most - rows, None)  # other places in the tile, too
         assert torch.equal(run(few), crowd[few])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(64, 48), SPLIT_SHAPE], ids=str)
+def test_with_fixed_shapes_a_row_has_the_same_bits_in_any_crowd(
+    name: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    even_products: None,
+) -> None:
+    """Across all cases, and where rows with sums in parts are taken in pieces."""
+    operands = Operands(600, *shape, dtype, device)
+    run = operands.calls(kernels.linear)[name]
+    with fixed_shapes():
+        crowd = run(ALL)
+        for few in (slice(599, 600), slice(17, 34), slice(500, 565), slice(300, 600)):
+            assert torch.equal(run(few), crowd[few])
+    assert_close(crowd, operands.calls(reference)[name](ALL), dtype)
 
 
 @pytest.mark.parametrize("T", [1, 8, 16])
