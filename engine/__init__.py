@@ -19,6 +19,7 @@ from engine.errors import (
 )
 from engine.grammar import GrammarCompiler, GrammarError, GrammarSpec, Vocabulary
 from engine.host_memory import available_bytes
+from engine.log import flush_log, start_log
 from engine.memory_plan import plan_memory
 from engine.request import FinishReason, Media, Request, SamplingParams, TokenDelta, TokenLogprobs
 from engine.tokenizer import open_tokenizer, piece_bytes, read_config_file
@@ -58,9 +59,11 @@ __all__ = [
     "VisionConfig",
     "Vocabulary",
     "available_bytes",
+    "flush_log",
     "open_tokenizer",
     "piece_bytes",
     "plan_gpu_memory",
     "plan_memory",
     "read_config_file",
+    "start_log",
 ]

@@ -6,7 +6,6 @@ and what stands behind the runner's `Device`.
 
 import logging
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from engine.config import EngineConfig, MemoryPlan, ModelConfig
 from engine.device_memory import plan_gpu_memory
 from engine.grammar import GrammarCompiler, GrammarRows, Vocabulary
 from engine.host_memory import available_bytes
+from engine.log import start_log
 from engine.memory_plan import plan_memory
 from engine.model.weights import LoadedModel, load_model, resolve_dtype
 from engine.plan import PAGE_TOKENS
@@ -32,9 +32,7 @@ from kernels.cpu_build import build_all
 
 def main() -> None:
     """The engine process. Only this process ever imports torch."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-    )
+    start_log(logging.INFO)
     run_worker(build)
 
 

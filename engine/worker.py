@@ -20,6 +20,7 @@ from engine.client import EngineInfo
 from engine.config import EngineConfig, MemoryPlan
 from engine.grammar_wait import GrammarSource
 from engine.ipc import Cancel, Deltas, Failed, Heartbeat, Start, Submit
+from engine.log import flush_log
 from engine.loop import EngineLoop, Launcher
 from engine.mailbox import SocketMailbox
 from engine.memory import PagePool, PrefixCache, SlotPool
@@ -53,6 +54,7 @@ def main(build: Callable[[EngineConfig], Built]) -> None:
     try:
         built = build(start.config)
     except ValueError as error:
+        flush_log()
         print(f"deltaserve: error: {error}", file=sys.stderr, flush=True)
         os._exit(EXIT_BAD_CONFIG)
     warm_up(built)

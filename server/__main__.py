@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine import EngineConfig, EngineInfo, EngineStats
+from engine import EngineConfig, EngineInfo, EngineStats, flush_log, start_log
 from engine.process import EngineProcess
 from server.app_front import AppFront
 from server.arguments import (
@@ -31,7 +31,6 @@ from server.arguments import (
 from server.assembly import FrontParts, FrontSettings
 from server.bench.run import run_bench
 from server.limit_flags import describe_limits
-from server.log import start_log
 from server.model_source import ModelNotFound, locate_model
 from server.plan_command import describe_plan
 from server.serving import serve_front
@@ -55,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _plan(arguments)
         return _serve(arguments)
     except (ModelNotFound, ValueError, OSError) as error:
+        flush_log()
         print(f"deltaserve: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the server took over the signals

@@ -10,11 +10,10 @@ import logging
 import socket
 import sys
 
-from engine import EngineInfo
+from engine import EngineInfo, start_log
 from engine.link import EngineLink
 from server.app_front import AppFront
 from server.assembly import FrontParts
-from server.log import start_log
 from server.serving import run_front
 from server.stop_orders import StopOrders
 from server.workers.messages import (
