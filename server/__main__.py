@@ -46,13 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv, os.environ)
     if isinstance(arguments, BenchArguments):
         return run_bench(arguments)
-    if isinstance(arguments, LimitsArguments):
-        print(describe_limits(arguments.limits))
-        return 0
     try:
+        if isinstance(arguments, LimitsArguments):
+            print(describe_limits(arguments.limits), flush=True)
+            return 0
         if isinstance(arguments, PlanArguments):
             return _plan(arguments)
         return _serve(arguments)
+    except BrokenPipeError:  # whoever reads has seen enough, and Python flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ModelNotFound, ValueError, OSError) as error:
         flush_log()
         print(f"deltaserve: {error}", file=sys.stderr)
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(arguments: PlanArguments) -> int:
     model_dir = _locate(arguments.model)
     config = _engine_config(arguments.model, model_dir, num_real_tokens=0)
-    print(describe_plan(config, arguments.memory_bytes))
+    print(describe_plan(config, arguments.memory_bytes), flush=True)
     return 0
 
 

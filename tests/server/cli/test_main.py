@@ -179,3 +179,19 @@ def test_plan_for_a_gpu_is_the_engine_s_own(
     plan = plan_memory(model, config, dtype_bytes=2, available_bytes=budget, defaults=GPU_DEFAULTS)
     assert f"{plan.num_pages:,} pages" in for_8_gib
     assert f"{plan.num_slots:,} states" in for_8_gib
+
+
+@pytest.mark.parametrize("command", ["limits", "plan"])
+def test_who_reads_only_the_first_lines_gets_no_traceback(command: str):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "server", command],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
