@@ -25,6 +25,7 @@ from engine.grammar_wait import GrammarSource, GrammarWait
 from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
 from engine.memory import PagePool, PrefixCache, SlotPool
 from engine.plan import DeviceLost, StepPlan, StepResult
+from engine.queue_times import QueueTimes
 from engine.request import Request, TokenDelta
 from engine.scheduler import Scheduler
 
@@ -95,12 +96,9 @@ class EngineLoop:
         self._grammars = GrammarWait(
             grammars, max_waiting=max_waiting, max_prepared=slots.num_slots + MAX_PREPARED
         )
-        self._queue_timeout_s = queue_timeout_s
+        self._queue_times = QueueTimes(queue_timeout_s)
         self._progress = progress
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
-        self._submitted_at: dict[str, float] = {}  # of requests that were in no plan yet
-        self._waits_since: dict[str, float] = {}  # of the same, by time; the timeout counts from it
-        self._followed: set[str] = set()  # of these, who waited for another's prompt when looked at
         self._queue_s: dict[str, float] = {}  # of requests whose first delta is not out
         self._num_steps = 0
         self._num_guilty = 0  # requests found guilty since a step went well
@@ -152,8 +150,7 @@ class EngineLoop:
         try:
             if not self._grammars.takes(request):
                 self._scheduler.submit(request)
-            self._submitted_at[request.id] = time.monotonic()
-            self._waits_since[request.id] = self._submitted_at[request.id]
+            self._queue_times.start(request.id)
         except CallerError as refusal:
             self._send_failure(request.id, refusal)
 
@@ -222,30 +219,16 @@ class EngineLoop:
         self._send_failure(guilty, RequestFailed("the engine could not compute this request"))
 
     def _expire_queue(self) -> None:
-        """Requests that no plan has touched in time are refused. Oldest first, so stop early.
-
-        Whose prompt another is computing waits for no capacity: its time begins when that is done.
-        """
-        now = time.monotonic()
-        for request_id, waits_since in list(self._waits_since.items()):
-            if waits_since > now - self._queue_timeout_s:
-                break
-            follows = self._scheduler.follows(request_id)
-            if follows or request_id in self._followed:
-                (self._followed.add if follows else self._followed.remove)(request_id)
-                del self._waits_since[request_id]
-                self._waits_since[request_id] = now
-                continue
+        """Requests that no plan has touched in time are refused."""
+        for request_id in self._queue_times.expired(self._scheduler.follows):
             self._forget(request_id)
-            message = f"no capacity came free within {self._queue_timeout_s:g} s"
+            message = f"no capacity came free within {self._queue_times.timeout_s:g} s"
             self._send_failure(request_id, QueueTimeout(message))
 
     def _forget(self, request_id: str) -> None:
         self._scheduler.cancel(request_id)
         self._grammars.end(request_id)
-        self._submitted_at.pop(request_id, None)
-        self._waits_since.pop(request_id, None)
-        self._followed.discard(request_id)
+        self._queue_times.end(request_id, time.monotonic())
         self._queue_s.pop(request_id, None)
 
     def _note_planned(self, plan: StepPlan) -> None:
@@ -254,11 +237,9 @@ class EngineLoop:
             self._step_began = now
         if plan.admits:
             for part in plan.slices:
-                self._waits_since.pop(part.request_id, None)
-                self._followed.discard(part.request_id)
-                submitted_at = self._submitted_at.pop(part.request_id, None)
-                if submitted_at is not None:
-                    self._queue_s[part.request_id] = now - submitted_at
+                waited_s = self._queue_times.end(part.request_id, now)
+                if waited_s is not None:
+                    self._queue_s[part.request_id] = waited_s
 
     def _with_queue_time(self, delta: TokenDelta) -> TokenDelta:
         queue_s = self._queue_s.pop(delta.request_id, None)
