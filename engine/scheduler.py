@@ -191,10 +191,9 @@ class Scheduler:
 
         Returns the id of the request that is given up because it is guilty, if one is found to be.
         """
-        for part in plan.slices:
-            self._drop_saves(part)
         ends: dict[str, int] = {}
         for part in plan.slices:
+            self._drop_saves(part)
             seq = self._running.get(part.request_id)
             if seq is not None and seq.epoch == part.epoch:
                 ends[part.request_id] = part.end
@@ -258,8 +257,7 @@ class Scheduler:
         # would only preempt again.
         growth = len(self._running) if self._preempts else 0
         path = self._cache.hold(hit)  # before room is made: not at its own cost
-        num_to_be_had = self._pages.num_free + self._cache.num_idle
-        if num_to_be_had < num_pages - num_hit + growth:
+        if self._cache.num_to_be_had < num_pages - num_hit + growth:
             self._cache.release(path)
             return None
         self._cache.make_room(num_pages - num_hit)

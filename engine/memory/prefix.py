@@ -91,8 +91,13 @@ class PrefixCache:
 
     @property
     def num_idle(self) -> int:
-        """Pages that nobody holds: they can be had by `make_room`."""
+        """Pages that nobody holds."""
         return self._num_idle
+
+    @property
+    def num_to_be_had(self) -> int:
+        """Pages that are free, or that `make_room` can make so."""
+        return self._pages.num_free + self._num_idle
 
     @property
     def num_states(self) -> int:
@@ -194,7 +199,7 @@ class PrefixCache:
 
     def make_room(self, num_pages: int) -> bool:
         """Evict idle pages until `num_pages` are free in the pool; False if there are too few."""
-        if self._pages.num_free + self._num_idle < num_pages:
+        if self.num_to_be_had < num_pages:
             return False
         while self._pages.num_free < num_pages:
             leaves = (node for node in self._states if not node.num_children and not node.num_users)
