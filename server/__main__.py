@@ -48,14 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_bench(arguments)
     try:
         if isinstance(arguments, LimitsArguments):
-            print(describe_limits(arguments.limits), flush=True)
-            return 0
+            return _say(describe_limits(arguments.limits))
         if isinstance(arguments, PlanArguments):
             return _plan(arguments)
         return _serve(arguments)
-    except BrokenPipeError:  # whoever reads has seen enough, and Python flushes once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ModelNotFound, ValueError, OSError) as error:
         flush_log()
         print(f"deltaserve: {error}", file=sys.stderr)
@@ -67,7 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plan(arguments: PlanArguments) -> int:
     model_dir = _locate(arguments.model)
     config = _engine_config(arguments.model, model_dir, num_real_tokens=0)
-    print(describe_plan(config, arguments.memory_bytes), flush=True)
+    return _say(describe_plan(config, arguments.memory_bytes))
+
+
+def _say(text: str) -> int:
+    """Print what a command found, for readers who may stop in the middle; the exit status."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # they have seen enough, and Python flushes once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
