@@ -10,6 +10,7 @@ import hashlib
 import queue
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class Asking:
             raise GivenUp
 
 
-class Checks(Protocol):
+class Checks(ABC):
     """What a reader of constraints asks. Both may raise BadRequest that names `path`."""
 
     def check(
@@ -125,14 +126,20 @@ class Checks(Protocol):
         `terminals` are expressions in it that have to match something, with the path of each;
         `schema` is the client's, as JSON, if it is what `path` names.
         """
-        ...
+        named = terminals or {}
+        ask = Ask(grammar, tuple(named), schema=schema)
+        return self.answer(Question(ask, path, tuple(named.values())))
 
     def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
         """A client's grammar in the notation of `GrammarSpec`, if it compiles.
 
         `limits` are those of schemas and repetitions in it.
         """
-        ...
+        return self.answer(Question(Ask(grammar, is_ebnf=True, limits=limits), path))
+
+    @abstractmethod
+    def answer(self, question: Question) -> str:
+        """The grammar for a `GrammarSpec`."""
 
 
 class Compiles(Protocol):
@@ -143,7 +150,7 @@ class Compiles(Protocol):
     def answer(self, question: Question, asking: Asking | None = None) -> str: ...
 
 
-class GrammarChecker:
+class GrammarChecker(Checks):
     """Workers start when they are first needed; `close` ends them."""
 
     def __init__(
@@ -167,21 +174,6 @@ class GrammarChecker:
         for worker in self._all:
             worker.close()
             worker.stop()
-
-    def check(
-        self,
-        grammar: str,
-        path: str,
-        terminals: Mapping[str, str] | None = None,
-        *,
-        schema: str = "",
-    ) -> str:
-        """See `Checks.check`; waits for a worker, and for its answer."""
-        return self.answer(_plain(grammar, path, terminals, schema))
-
-    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
-        """See `Checks.from_ebnf`; waits for a worker, and for its answer."""
-        return self.answer(Question(Ask(grammar, is_ebnf=True, limits=limits), path))
 
     def known(self, question: Question) -> str | None:
         """The answer, if the grammar compiled before."""
@@ -225,35 +217,17 @@ class GrammarChecker:
                 self._num_chars -= len(old) + len(key)
 
 
-class KnownGrammars:
+class KnownGrammars(Checks):
     """The checker as it is asked where nobody may wait: what has to be compiled is an exception."""
 
     def __init__(self, checker: "Compiles") -> None:
         self._checker = checker
 
-    def check(
-        self,
-        grammar: str,
-        path: str,
-        terminals: Mapping[str, str] | None = None,
-        *,
-        schema: str = "",
-    ) -> str:
-        return self._known(_plain(grammar, path, terminals, schema))
-
-    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
-        return self._known(Question(Ask(grammar, is_ebnf=True, limits=limits), path))
-
-    def _known(self, question: Question) -> str:
+    def answer(self, question: Question) -> str:
         known = self._checker.known(question)
         if known is None:
             raise NotCompiled(question)
         return known
-
-
-def _plain(grammar: str, path: str, terminals: Mapping[str, str] | None, schema: str) -> Question:
-    named = terminals or {}
-    return Question(Ask(grammar, tuple(named), schema=schema), path, tuple(named.values()))
 
 
 def _passed(question: Question, answer: Answer | None) -> str:

@@ -13,7 +13,7 @@ choice; past their end every choice is the first.
 import functools
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import jsonschema
@@ -22,9 +22,9 @@ from jsonschema import Draft202012Validator
 
 from engine import GrammarError
 from server.constraints import ConstraintReader, GrammarChecker
+from server.constraints.checker import Checks, Question
 from server.constraints.worker import Ask, byte_compiler, compiled
 from server.errors import BadRequest
-from server.limits import DEFAULT_LIMITS, Limits
 from tests.engine.grammar.sampling import Babbler, NoEnd
 from tests.fuzz import media_targets
 from tests.fuzz.choices import Choices
@@ -61,40 +61,20 @@ def answer(data: bytes) -> None:
     assert found.arguments == expected.calls
 
 
-class _InProcess:
+class _InProcess(Checks):
     """Stands where a `GrammarChecker` does, without processes: takes what it is given."""
 
-    def check(
-        self,
-        grammar: str,
-        path: str,
-        terminals: Mapping[str, str] | None = None,
-        *,
-        schema: str = "",
-    ) -> str:
-        del path, terminals, schema
-        return grammar
-
-    def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
-        del path, limits
-        return grammar
+    def answer(self, question: Question) -> str:
+        return question.ask.grammar
 
 
-class _Compiling(_InProcess):
-    def check(
-        self,
-        grammar: str,
-        path: str,
-        terminals: Mapping[str, str] | None = None,
-        *,
-        schema: str = "",
-    ) -> str:
-        del schema
-        ask = Ask(grammar, tuple(terminals or ()))
+class _Compiling(Checks):
+    def answer(self, question: Question) -> str:
+        ask = Ask(question.ask.grammar, question.ask.terminals)
         found = compiled(byte_compiler(), ask)
         if found.error is not None:
-            raise BadRequest(f"{path} cannot be used", param="json")
-        return grammar
+            raise BadRequest(f"{question.path} cannot be used", param="json")
+        return question.ask.grammar
 
 
 @functools.cache
