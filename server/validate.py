@@ -176,7 +176,8 @@ class Validator:
                     thinking_budget=request.thinking_token_budget,
                     thinking_end_ids=end_ids,
                 )
-        sampling = self._bound(sampling, request, thinking=thinking)
+        constraints = _constraint_fields(request)
+        sampling = self._bound(sampling, constraints, thinking=thinking)
         valid = ValidChat(
             generation=dataclasses.replace(
                 self._generation(request, ids, sampling, prompt.media),
@@ -185,7 +186,7 @@ class Validator:
             stream=stream,
             tools=tools,
             thinking=thinking,
-            content_is_bound=binds_content(_constraint_fields(request)),
+            content_is_bound=binds_content(constraints),
             include_reasoning=request.include_reasoning,
             parallel_tool_calls=request.parallel_tool_calls,
             logprobs=request.logprobs,
@@ -211,7 +212,7 @@ class Validator:
             num_logprobs=request.logprobs,
             num_prompt_logprobs=max((k for k in scored if k is not None), default=None),
         )
-        sampling = self._bound(sampling, request, thinking=False)
+        sampling = self._bound(sampling, _constraint_fields(request), thinking=False)
         generations: list[Generation] = []
         texts: list[str] = []
         for given in request.prompt:
@@ -323,12 +324,11 @@ class Validator:
     def _bound(
         self,
         sampling: SamplingParams,
-        request: ChatCompletionRequest | CompletionRequest,
+        fields: dict[str, Any],
         *,
         thinking: bool,
     ) -> SamplingParams:
-        """`sampling` with what the answer has to look like, if the request says so."""
-        fields = _constraint_fields(request)
+        """`sampling` with what the answer has to look like, if `_constraint_fields` say so."""
         close_id = self._tokenizer.id_of(THINK_CLOSE) if thinking else None
         spec = self._constraints.read(
             fields, after_token_id=close_id, call_token_id=self._tokenizer.id_of(CALL_OPEN)
