@@ -24,14 +24,13 @@ from engine.errors import (
 from engine.grammar_wait import GrammarSource, GrammarWait
 from engine.ipc import HEARTBEAT_S, Cancel, Deltas, Failed, Heartbeat, Submit
 from engine.memory import PagePool, PrefixCache, SlotPool
-from engine.plan import DeviceLost, StepPlan, StepResult
+from engine.plan import PROBE, DeviceLost, StepPlan, StepResult
 from engine.queue_times import QueueTimes
 from engine.request import Request, TokenDelta
 from engine.scheduler import Scheduler
 
 MAX_PREPARED = 64  # grammars for requests that wait, besides those that run
 COMPILING_POLL_S = 0.002  # how soon an idle loop sees that a grammar is ready
-MAX_GUILTY = 3  # requests in a row that fail alone; then the device, and not they, is at fault
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +100,6 @@ class EngineLoop:
         self._in_flight: deque[tuple[StepPlan, StepHandle]] = deque()
         self._queue_s: dict[str, float] = {}  # of requests whose first delta is not out
         self._num_steps = 0
-        self._num_guilty = 0  # requests found guilty since a step went well
         self._step_tokens: list[int] = []
         self._step_s: list[float] = []
         self._step_began = 0.0
@@ -170,7 +168,6 @@ class EngineLoop:
         except Exception as error:  # the runner's, whatever it is: contained here, never lost
             self._contain(plan, error)
             return
-        self._num_guilty = 0
         self._num_steps += 1
         now = time.monotonic()
         self._step_tokens.append(plan.num_tokens)
@@ -199,7 +196,8 @@ class EngineLoop:
     def _contain(self, plan: StepPlan, error: Exception) -> None:
         """A failed step costs the request that is guilty, if one is; see `engine.suspects`.
 
-        A lost device is the engine's death, and so are several guilty requests in a row.
+        However many are guilty, one after another, the engine goes on: nobody can end it by what
+        he asks for. It dies of a device that is lost, or that fails without any request.
         """
         if isinstance(error, DeviceLost):
             raise error
@@ -212,9 +210,7 @@ class EngineLoop:
         )
         if guilty is None:
             return
-        self._num_guilty += 1
-        if self._num_guilty >= MAX_GUILTY:
-            raise error
+        self._wait(self._runner.launch(PROBE))
         self._forget(guilty)
         self._send_failure(guilty, RequestFailed("the engine could not compute this request"))
 

@@ -86,3 +86,29 @@ class StepResult:
     # Requests that cannot go on, because their grammar ran into a limit; their tokens mean nothing.
     failed: tuple[str, ...] = ()
     unencoded: tuple[str, ...] = ()  # the same, because a picture of theirs could not be encoded
+
+
+# A step of no request, on scratch memory alone: whether the device can still compute one.
+PROBE = StepPlan(
+    slices=(
+        Slice(
+            request_id="",
+            epoch=0,
+            slot=SCRATCH,
+            start=0,
+            num_tokens=1,
+            token_ids=(0,),
+            pages=(SCRATCH,),
+            decodes=False,
+            samples=True,
+        ),
+    ),
+    admits=(
+        Admit(
+            SCRATCH,
+            num_prompt_tokens=1,
+            ids=(0,),
+            sampling=SamplingParams(max_tokens=1, seed=0, temperature=0.0),
+        ),
+    ),
+)

@@ -25,6 +25,7 @@ SLOW = 93  # 20 ms a step
 STUCK = 94  # its grammar allows nothing to follow
 ENCODES = 95  # each step takes `ENCODING_S`, and shows progress
 UNENCODED = 96  # its picture cannot be encoded
+BREAKS = 97  # from now on no step goes well
 
 ENCODING_S = 2.5
 
@@ -66,6 +67,7 @@ class FaultyRunner:
     def __init__(self) -> None:
         self._runner = FakeRunner(NUM_PAGES, NUM_SLOTS)
         self._hangs = False
+        self._broken = False
         self.progress = 0
 
     def launch(self, plan: StepPlan) -> Handle:
@@ -79,6 +81,9 @@ class FaultyRunner:
             return Handle(None, hangs=True)
         if any(SLOW in prompt for prompt in prompts):
             time.sleep(0.02)
+        self._broken |= any(BREAKS in prompt for prompt in prompts)
+        if self._broken:
+            return Handle(None)
         result = self._runner.step(plan)
         if any(RAISES in prompt for prompt in prompts):
             self._runner.rubbish |= {part.slot for part in plan.slices}

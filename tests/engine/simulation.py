@@ -10,7 +10,7 @@ rubbish until they start again, as on the real device, and so do those it would 
 from collections import deque
 from dataclasses import dataclass, field
 
-from engine.plan import PAGE_TOKENS, SCRATCH, Admit, Slice, StepPlan, StepResult
+from engine.plan import PAGE_TOKENS, PROBE, SCRATCH, Admit, Slice, StepPlan, StepResult
 from engine.request import Request, TokenDelta, TokenLogprobs
 from engine.scheduler import Scheduler
 
@@ -60,6 +60,8 @@ class FakeRunner:
     num_computed: int = 0  # tokens
 
     def step(self, plan: StepPlan) -> StepResult:
+        if plan is PROBE:
+            return StepResult((0,), (None,))
         self.num_steps += 1
         for admit in plan.admits:
             assert SCRATCH < admit.slot <= self.num_slots

@@ -398,15 +398,29 @@ def test_a_grammar_that_is_stuck_ends_its_request_alone() -> None:
     run(test)
 
 
-def test_steps_that_fail_one_after_another_end_the_engine() -> None:
+def test_nobody_ends_the_engine_by_what_he_asks_for() -> None:
     async def test() -> None:
         async with started() as engine:
-            bad = [with_ids(make_request(f"b{i}", 5, 5), fake_worker.RAISES) for i in range(3)]
+            bad = [with_ids(make_request(f"b{i}", 5, 5), fake_worker.RAISES) for i in range(8)]
             errors = await asyncio.gather(
                 *(generate(engine, request) for request in bad), return_exceptions=True
             )
-            assert {type(error) for error in errors} == {RequestFailed, EngineDied}
+            assert {type(error) for error in errors} == {RequestFailed}
+            good = healthy("good")
+            assert await generate(engine, good) == solo_run(good)
+            assert engine.link.stats.num_restarts == 0
+
+    run(test)
+
+
+def test_a_device_that_fails_without_any_request_ends_the_engine() -> None:
+    async def test() -> None:
+        async with started() as engine:
+            with pytest.raises(EngineDied):
+                await generate(engine, with_ids(make_request("last", 5, 5), fake_worker.BREAKS))
             await until(lambda: engine.link.state == "ready")
+            good = healthy("good")
+            assert await generate(engine, good) == solo_run(good)
             assert engine.link.stats.num_restarts == 1
 
     run(test)
