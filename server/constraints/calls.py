@@ -69,12 +69,16 @@ class CallGrammar:
         tools: Sequence[Mapping[str, Any]],
         bound: frozenset[str],
         limits: Limits = DEFAULT_LIMITS,
+        *,
+        only: str | None = None,
     ) -> None:
+        """`only`: the tool of that name is the only one that may be called."""
         self._limits = limits
         self._lines: list[str] = []
         self._num_chars = 0
         self._terminals: dict[str, str] = {}  # expression -> name
         self.texts: dict[str, str] = {}  # terminal that may turn out to be empty -> its path
+        self.schemas: dict[str, str] = {}  # by path, as JSON: what bound arguments have to fit
         self._num_json = 0
         self._bound = sorted(bound)
         self._functions: list[str] = []
@@ -86,6 +90,8 @@ class CallGrammar:
         check_size(schemas, "tools", limits)
         for index, tool in enumerate(tools):
             function = cast(Mapping[str, Any], tool["function"])
+            if only not in (None, function["name"]):
+                continue
             path = f"tools.{index}.function.parameters"
             if function["name"] in bound:
                 body = self._bound_body(function.get("parameters"), path)
@@ -119,6 +125,7 @@ class CallGrammar:
 
     def _bound_body(self, parameters: Any, path: str) -> str:
         schema = self._object(parameters, path)
+        self.schemas[path] = json_text(parameters or {})
         types = Parameters(parameters)
         required = _required(schema, path)
         properties = dict(_members(schema, path))

@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from server.child import Child, ReadFrame
-from server.constraints.schema import shortened
+from server.constraints.schema import param_of, shortened
 from server.constraints.worker import Answer, Ask
 from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits
@@ -59,6 +59,7 @@ class Question:
     ask: Ask
     path: str
     terminal_paths: tuple[str, ...] = ()  # where each of the terminals comes from
+    schema_paths: tuple[str, ...] = ()  # and each of the schemas
 
     def key(self) -> bytes:
         """The same for questions that have the same answer."""
@@ -119,16 +120,16 @@ class Checks(ABC):
         path: str,
         terminals: Mapping[str, str] | None = None,
         *,
-        schema: str = "",
+        schemas: Mapping[str, str] | None = None,
     ) -> str:
         """`grammar`, if it compiles.
 
         `terminals` are expressions in it that have to match something, with the path of each;
-        `schema` is the client's, as JSON, if it is what `path` names.
+        `schemas` are the client's, as JSON, by their path.
         """
-        named = terminals or {}
-        ask = Ask(grammar, tuple(named), schema=schema)
-        return self.answer(Question(ask, path, tuple(named.values())))
+        named, given = terminals or {}, schemas or {}
+        ask = Ask(grammar, tuple(named), schemas=tuple(given.values()))
+        return self.answer(Question(ask, path, tuple(named.values()), tuple(given)))
 
     def from_ebnf(self, grammar: str, path: str, limits: Limits = DEFAULT_LIMITS) -> str:
         """A client's grammar in the notation of `GrammarSpec`, if it compiles.
@@ -233,17 +234,18 @@ class KnownGrammars(Checks):
 def _passed(question: Question, answer: Answer | None) -> str:
     """The grammar for a `GrammarSpec`. Raises BadRequest that names what is wrong."""
     path = question.path
-    param = path.split(".", 1)[0]
     if answer is None:
-        raise BadRequest(f"{path} takes too long to compile", param=param)
+        raise BadRequest(f"{path} takes too long to compile", param=param_of(path))
     if answer.empty_terminal is not None:
         at = question.terminal_paths[answer.empty_terminal]
-        raise BadRequest(f"{at} allows no value", param=param)
+        raise BadRequest(f"{at} allows no value", param=param_of(at))
     if answer.error is not None:
         where = "" if answer.line is None else f"in line {answer.line} "
         said = where + (answer.rule or _reason(answer.error))
+        if answer.schema is not None:
+            path = question.schema_paths[answer.schema]
         at = shortened(".".join((path, *map(str, answer.part))))
-        raise BadRequest(f"{at} cannot be used: {said}", param=param)
+        raise BadRequest(f"{at} cannot be used: {said}", param=param_of(path))
     return answer.grammar
 
 

@@ -12,7 +12,7 @@ bind: then the grammar covers the thinking too, and leaves all text free up to a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
@@ -56,7 +56,7 @@ class _Content:
     path: str
     lines: str
     is_json: bool = False
-    schema: str = ""  # the client's as JSON, if it is all there is
+    schemas: Mapping[str, str] = field(default_factory=dict[str, str])  # in it, JSON by path
     is_grammar: bool = False  # the client's: has a `start` of its own
 
 
@@ -100,13 +100,10 @@ class ConstraintReader:
             calls = CallGrammar(tools, strict, self._limits)
             grammar = f"start: answer\n{calls.free_text_and_calls(at_most=at_most)}"
             return self._spec(grammar, "tools", None, calls=calls)
-        if choice != "required":
-            name = choice["function"]["name"]
-            tools = [tool for tool in tools if _name(tool) == name]
-            one_call = True
-        bound = frozenset(map(_name, tools))
-        calls = CallGrammar(tools, bound, self._limits)
-        lines = calls.calls(at_most=1 if one_call else MAX_CALLS)
+        only = None if choice == "required" else cast(str, choice["function"]["name"])
+        bound = frozenset(map(_name, tools) if only is None else (only,))
+        calls = CallGrammar(tools, bound, self._limits, only=only)
+        lines = calls.calls(at_most=1 if one_call or only is not None else MAX_CALLS)
         grammar = f"start: {_begin(after_token_id)}calls\n{lines}"
         return _banning(self._spec(grammar, "tools", after_token_id, calls=calls), banned)
 
@@ -117,7 +114,7 @@ class ConstraintReader:
                 grammar = _nested(f"start: {_BLANK_LINE} @client", grammar)
             return GrammarSpec(grammar=grammar, after_token_id=after_token_id)
         grammar = f"start: {_begin(after_token_id)}content\n{content.lines}"
-        spec = self._spec(grammar, content.path, after_token_id, schema=content.schema)
+        spec = self._spec(grammar, content.path, after_token_id, schemas=content.schemas)
         return msgspec.structs.replace(spec, bounds_numbers=content.is_json)
 
     def _either(
@@ -127,10 +124,13 @@ class ConstraintReader:
         if content.is_grammar:
             client = self._checker.from_ebnf(content.lines, content.path, self._limits)
             start = f"start: {_begin(after_token_id)}(@client | calls)\n{lines}"
-            spec = self._spec(_nested(start, client), content.path, after_token_id, calls=calls)
+            grammar = _nested(start, client)
+            spec = self._spec(grammar, content.path, after_token_id, calls=calls)
             return msgspec.structs.replace(spec, bounds_numbers=False)
         grammar = f"start: {_begin(after_token_id)}(content | calls)\n{content.lines}\n{lines}"
-        return self._spec(grammar, content.path, after_token_id, calls=calls)
+        return self._spec(
+            grammar, content.path, after_token_id, calls=calls, schemas=content.schemas
+        )
 
     def _spec(
         self,
@@ -139,11 +139,12 @@ class ConstraintReader:
         after_token_id: int | None,
         *,
         calls: CallGrammar | None = None,
-        schema: str = "",
+        schemas: Mapping[str, str] | None = None,
     ) -> GrammarSpec:
         texts = calls.texts if calls is not None else None
+        schemas = {**(schemas or {}), **(calls.schemas if calls is not None else {})}
         return GrammarSpec(
-            grammar=self._checker.check(grammar, path, texts, schema=schema),
+            grammar=self._checker.check(grammar, path, texts, schemas=schemas),
             after_token_id=after_token_id,
             bounds_numbers=True,
         )
@@ -248,13 +249,14 @@ def _structural_tag(value: Any, path: str, limits: Limits) -> _Content:
     if fields.get("type", "structural_tag") != "structural_tag":
         raise BadRequest(f'{path}.type must be "structural_tag"', param=param_of(path))
     grammar = StructuralGrammar(fields, path, whitespace=WHITESPACE, limits=limits)
-    return _Content(path, grammar.lines, is_json=grammar.has_json)
+    is_json = bool(grammar.schemas)
+    return _Content(path, grammar.lines, is_json=is_json, schemas=grammar.schemas)
 
 
 def _json(schema: Any, path: str, limits: Limits) -> _Content:
     body = {"x-guidance": WHITESPACE, **normalized(schema, path=path, limits=limits)}
     lines = f"content: %json {json_text(body)}"
-    return _Content(path, lines, is_json=True, schema=json_text(schema))
+    return _Content(path, lines, is_json=True, schemas={path: json_text(schema)})
 
 
 def _regex(pattern: str, path: str, max_repeat: int) -> _Content:

@@ -68,7 +68,7 @@ class StructuralGrammar:
         self._limits = limits
         self._path = path
         self._text = GrammarText("tag", path)
-        self.has_json = False
+        self.schemas: dict[str, str] = {}  # by path, as JSON: what JSON in it has to fit
         place = _Place(path)
         if len(msgspec.json.encode(tag)) > limits.max_schema_bytes:
             self._refuse(place, f"is larger than {limits.max_schema_bytes} bytes")
@@ -161,7 +161,7 @@ class StructuralGrammar:
         at = place / "json_schema"
         normal = normalized(fields["json_schema"], path=at.path, limits=self._limits)
         schema = {"x-guidance": whitespace, **normal}
-        self.has_json = True
+        self.schemas[at.path] = msgspec.json.encode(fields["json_schema"]).decode()
         return Part(self._text.rule(f"%json {msgspec.json.encode(schema).decode()}"), regular=False)
 
     def _regex(self, fields: Format, place: _Place) -> Part:

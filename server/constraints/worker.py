@@ -44,7 +44,7 @@ class Ask(msgspec.Struct, frozen=True, array_like=True):
     grammar: str
     terminals: tuple[str, ...] = ()  # expressions of the grammar that have to match something
     is_ebnf: bool = False  # with `root ::=`, or Lark; else what `GrammarSpec` takes
-    schema: str = ""  # the client's, if it is all that may keep the grammar from compiling
+    schemas: tuple[str, ...] = ()  # the client's, which alone may keep the grammar from compiling
     limits: Limits = DEFAULT_LIMITS  # of what is in a client's grammar
 
 
@@ -53,7 +53,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     error: str | None = None  # the engine's words; not for clients
     line: int | None = None  # of a client's grammar, the one that is at fault
     rule: str | None = None  # which of our rules that line breaks
-    part: tuple[str | int, ...] = ()  # of a client's schema, the one that is at fault
+    schema: int | None = None  # the first of the client's that does not compile
+    part: tuple[str | int, ...] = ()  # of that schema, the one that is at fault
     empty_terminal: int | None = None  # the first of them that matches nothing
 
 
@@ -74,11 +75,14 @@ def compiled(compiler: GrammarCompiler, ask: Ask) -> Answer:
     error = _error(compiler, ask.grammar)
     if error is None:
         return Answer(grammar=ask.grammar)
-    is_quick = time.monotonic() - began < QUICK_S
-    return Answer(error=error, part=_faulty_part(compiler, ask.schema) if is_quick else ())
+    if time.monotonic() - began >= QUICK_S:
+        return Answer(error=error)
+    return _with_part(compiler, Answer(error=error), ask.schemas)
 
 
-def _faulty_part(compiler: GrammarCompiler, schema: str) -> tuple[str | int, ...]:
+def _with_part(compiler: GrammarCompiler, answer: Answer, schemas: tuple[str, ...]) -> Answer:
+    """`answer` with the schema that is at fault, and the part of it, if they are soon found."""
+
     def compiles(part: Any) -> bool:
         try:
             body = json_text(normalized(part, path="schema", limits=_WIDEST))
@@ -86,9 +90,17 @@ def _faulty_part(compiler: GrammarCompiler, schema: str) -> tuple[str | int, ...
             return False
         return _error(compiler, f"start: %json {body}") is None
 
-    if not schema:
-        return ()
-    return faulty_part(msgspec.json.decode(schema), compiles, limit_s=QUICK_S)
+    deadline = time.monotonic() + QUICK_S
+    for index, text in enumerate(schemas):
+        schema = msgspec.json.decode(text)
+        if len(schemas) > 1 and compiles(schema):
+            continue
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        part = faulty_part(schema, compiles, limit_s=left_s)
+        return msgspec.structs.replace(answer, schema=index, part=part)
+    return answer
 
 
 def _client_grammar(compiler: GrammarCompiler, text: str, limits: Limits) -> Answer:
