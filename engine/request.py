@@ -51,7 +51,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     xtc_probability: float = 0.0  # 0: off; see `kernels.sampling.xtc`
     xtc_threshold: float = 0.1
     # After so many generated tokens of which none is in `thinking_end_ids`, the first of these is
-    # generated, against every other wish. None: never.
+    # generated, against every other wish, as soon as `grammar` allows it. None: never.
     thinking_budget: int | None = None
     thinking_end_ids: tuple[int, ...] = ()
     grammar: GrammarSpec | None = None  # what the output has to look like

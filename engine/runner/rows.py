@@ -185,7 +185,11 @@ class Rows:
             return None
         output_ids = admit.ids[admit.num_prompt_tokens :]
         return ThinkingBudget(
-            sampling.thinking_budget, sampling.thinking_end_ids, output_ids, self.device
+            sampling.thinking_budget,
+            sampling.thinking_end_ids,
+            output_ids,
+            self.device,
+            has_grammar=sampling.grammar is not None,
         )
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ Stages that no row of the batch needs are skipped, and a stage that some rows ne
 A grammar's mask comes first and is never given up. Other constraints come in this order, and one
 that would leave a row with nothing to draw is not applied to that row: `allowed_token_ids`, a bias
 of -100, `bad_words`, the stop ids before `min_tokens`, and last a bias of 100, which leaves nothing
-but the tokens that have it. A spent thinking budget beats them all.
+but the tokens that have it. A spent thinking budget beats them all, but not the grammar.
 
 Nothing here is read back from the device: which rows need what is known on the host. (`bad_words`
 and what `kernels.sampling` does on ties are the exceptions, where they say so.)
@@ -200,6 +200,11 @@ def _bias(rows: Rows, facts: list[Row]) -> Bias | None:
 
 
 def _constrain(logits_RV: torch.Tensor, facts: list[Row], positions: list[int]) -> None:
+    ends = [
+        (r, row.thinking, row.thinking.comes(logits_RV[r]))
+        for r, row in enumerate(facts)
+        if row.thinking is not None and row.thinking.is_due(positions[r] - row.num_prompt_tokens)
+    ]
     _apply(keep_only, logits_RV, (row.allowed_id_N for row in facts))
     _apply(ban, logits_RV, (row.banned_id_N for row in facts))
     words = (row.bad_words for row in facts)
@@ -210,9 +215,8 @@ def _constrain(logits_RV: torch.Tensor, facts: list[Row], positions: list[int]) 
     )
     _apply(ban, logits_RV, early)
     _apply(keep_only, logits_RV, (row.forced_id_N for row in facts))
-    for r, row in enumerate(facts):
-        if row.thinking is not None:
-            row.thinking.force(logits_RV[r], positions[r] - row.num_prompt_tokens)
+    for r, thinking, comes in ends:
+        thinking.force(logits_RV[r], comes)
 
 
 def _apply(

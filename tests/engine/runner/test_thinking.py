@@ -1,8 +1,10 @@
 """The thinking budget, through `Rows` and `sample`."""
 
+import numpy as np
 import pytest
 import torch
 
+from engine import GrammarSpec
 from engine.plan import Admit
 from engine.request import SamplingParams
 from engine.runner.rows import Rows
@@ -85,3 +87,21 @@ def test_rows_without_a_budget_go_on_beside_it() -> None:
     logits_RV = torch.zeros(2, REAL)
     logits_RV[:, 5] = 9.0
     assert sample(rows, logits_RV, [1, 2], [len(PROMPT)] * 2)[0] == [END, 5]
+
+
+@pytest.mark.parametrize("cut", range(7))
+def test_it_waits_for_the_grammar(cut: int) -> None:
+    """That allows the end at two positions only: before the budget is spent, and after."""
+    rows = Rows(num_slots=3, num_real_tokens=REAL)
+    sampling = sampling_of(2, grammar=GrammarSpec(grammar="start: /.*/"), temperature=0.0)
+    wishes = [3, 4, 5, 3, 4, 5, 3]
+    expected = [3, 4, 5, 3, END, 5, 3]
+    ids = (*PROMPT, *expected[:cut])
+    rows.admit(Admit(2, len(PROMPT), ids, sampling))
+    for i in range(cut, len(wishes)):
+        logits_RV = torch.full((1, REAL), -30.0)
+        logits_RV[0, wishes[i]] = 30.0
+        allowed = set(range(REAL)) - {END} if i not in (1, 4) else set(range(REAL))
+        mask = np.array([sum(1 << token for token in allowed)], dtype=np.int32)
+        (token,), _ = sample(rows, logits_RV, [2], [len(PROMPT) + i], {0: mask})
+        assert token == expected[i]
