@@ -32,11 +32,11 @@ def decode_object(
     _check_nesting(text, what, param, max_depth)
     try:
         value = _DECODER.decode(text)
-    except UnicodeDecodeError:
-        raise BadRequest(f"{what} is not valid UTF-8", param=param) from None
     except msgspec.ValidationError:
         raise BadRequest(f"{what} holds a number that is out of range", param=param) from None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        if not _is_utf8(text):
+            raise BadRequest(f"{what} is not valid UTF-8", param=param) from None
         raise BadRequest(
             f"{what} is not valid JSON: malformed, cut off, or with half a surrogate pair",
             param=param,
@@ -44,6 +44,14 @@ def decode_object(
     if not isinstance(value, dict):
         raise BadRequest(f"{what} must be a JSON object", param=param)
     return value
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_nesting(text: bytes, what: str, param: str | None, max_depth: int) -> None:
