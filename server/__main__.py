@@ -26,10 +26,10 @@ from server.arguments import (
     PlanArguments,
     ServeArguments,
     parse_arguments,
-    version,
 )
 from server.assembly import FrontParts, FrontSettings
 from server.bench.run import run_bench
+from server.flags import version
 from server.limit_flags import describe_limits
 from server.model_source import ModelNotFound, locate_model
 from server.plan_command import describe_plan
@@ -91,6 +91,7 @@ def _serve(arguments: ServeArguments) -> int:
         api_keys=arguments.api_keys,
         metrics_open=arguments.metrics_open,
         literal_control_tokens=arguments.literal_control_tokens,
+        models_sampling=arguments.models_sampling,
         serves_media=not arguments.model.language_model_only,
         media_domains=arguments.media_domains,
         media_dir=arguments.media_dir,

@@ -40,6 +40,7 @@ class FrontSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: tuple[str, ...]
     metrics_open: bool
     literal_control_tokens: bool
+    models_sampling: bool  # what a request leaves out is as in generation_config.json
     serves_media: bool  # False: images and videos are refused, whatever the model could do
     media_domains: tuple[str, ...]  # from which they may be fetched
     media_dir: str | None  # in which they may be read
@@ -91,7 +92,7 @@ class FrontParts:
             text.tokenizer,
             text.template,
             model_config,
-            text.defaults,
+            text.defaults if settings.models_sampling else text.defaults.of_api(),
             served_names=settings.served_names,
             max_model_len=model_config.max_position_embeddings,  # until the engine knows what fits
             seed=settings.seed,

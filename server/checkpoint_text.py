@@ -9,24 +9,32 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+from pydantic import ValidationError
 
 from engine import read_config_file
+from server.protocol import SamplingFields
 from server.template import ChatTemplate
 from server.tokenizer import Tokenizer, special_token_text
 
 logger = logging.getLogger(__name__)
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """What generation_config.json says of answers; requests that name no temperature get this one.
+    """What generation_config.json says of answers, for requests that leave it out.
 
-    The API has defaults of its own for the other sampling parameters. `temperature` 0 is greedy.
+    `temperature` 0 is greedy.
     """
 
     temperature: float = 1.0
+    sampling: dict[str, float] = {}  # by the request's field: what there is of `SAMPLING`
     eos_ids: frozenset[int] = frozenset()
+
+    def of_api(self) -> "GenerationDefaults":
+        """The API has defaults of its own for all but the temperature."""
+        return msgspec.structs.replace(self, sampling={})
 
 
 class CheckpointText(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +73,26 @@ def read_generation_defaults(model_dir: Path) -> GenerationDefaults:
     eos_ids = cast(list[Any], eos if isinstance(eos, list) else [] if eos is None else [eos])
     if not all(type(token_id) is int and token_id >= 0 for token_id in eos_ids):
         raise ValueError("generation_config.json: eos_token_id must hold token ids")
-    temperature = 0.0 if config.get("do_sample") is False else _temperature(config)
-    return GenerationDefaults(temperature=temperature, eos_ids=frozenset(eos_ids))
+    given = _sampling(config)
+    temperature = given.pop("temperature", 1.0)
+    return GenerationDefaults(
+        temperature=0.0 if config.get("do_sample") is False else temperature,
+        sampling=given,
+        eos_ids=frozenset(eos_ids),
+    )
 
 
-def _temperature(config: dict[str, Any]) -> float:
-    value = config.get("temperature")
-    if value is None:
-        return 1.0
-    if type(value) not in (int, float) or not 0 <= value <= 2:
-        logger.warning("generation_config.json: temperature is not from 0 to 2: ignored")
-        return 1.0
-    return float(value)
+def _sampling(config: dict[str, Any]) -> dict[str, float]:
+    """Whatever a request may say, too."""
+    sampling: dict[str, float] = {}
+    for name in SAMPLING:
+        if config.get(name) is None:
+            continue
+        try:
+            sampling[name] = getattr(SamplingFields.model_validate({name: config[name]}), name)
+        except ValidationError:
+            logger.warning("generation_config.json: %s is out of its range: ignored", name)
+    return sampling
 
 
 def _default_template(kept: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: the checkpoint's temperature filled in, every id in range."""
+"""Sampling parameters of a request: the checkpoint's defaults filled in, every id in range."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -42,6 +42,8 @@ class SamplingRules:
         num_prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """The parameters of choice 0; `max_tokens` and `min_tokens` fit the window already."""
+        left_out = self.defaults.sampling.keys() - request.model_fields_set
+        request = request.model_copy(update={k: self.defaults.sampling[k] for k in left_out})
         temperature = request.temperature
         if temperature is None:
             temperature = self.defaults.temperature

@@ -96,6 +96,20 @@ def test_the_number_of_api_workers_and_its_alias():
     assert serve("--api-server-count", "2").api_workers == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "models"),
+    [
+        ([], False),
+        (["--sampling-defaults", "openai"], False),
+        (["--sampling-defaults", "model"], True),
+        (["--generation-config", "vllm"], False),
+        (["--generation-config", "auto"], True),
+    ],
+)
+def test_whose_sampling_defaults_and_its_alias(flags: list[str], models: bool):
+    assert serve(*flags).models_sampling is models
+
+
 def test_flags_of_other_servers_that_are_not_needed_are_named():
     arguments = serve(
         "--reasoning-parser", "qwen3", "--tool-call-parser", "qwen3_coder",

@@ -53,6 +53,7 @@ def settings(**fields: Any) -> FrontSettings:
             "api_keys": (),
             "metrics_open": False,
             "literal_control_tokens": False,
+            "models_sampling": False,
             "serves_media": True,
             "media_domains": (),
             "media_dir": None,

@@ -34,7 +34,8 @@ def defaults(model_dir: Path, **config: Any) -> GenerationDefaults:
 def test_a_whole_checkpoint(tiny: CheckpointText):
     assert tiny.template is not None
     assert tiny.tokenizer.encode("hi")
-    assert tiny.defaults == GenerationDefaults(temperature=1.0, eos_ids=tiny.tokenizer.eos_ids)
+    api = GenerationDefaults(temperature=1.0, eos_ids=tiny.tokenizer.eos_ids)
+    assert tiny.defaults.of_api() == api
 
 
 def test_places_of_the_template_in_order(tmp_path: Path):
@@ -85,7 +86,22 @@ def test_values_of_the_generation_config(tmp_path: Path):
         eos_token_id=5,
         pad_token_id=6,
     )
-    assert read == GenerationDefaults(temperature=0.6, eos_ids=frozenset({5}))
+    sampling = {"top_p": 0.9, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1}
+    assert read == GenerationDefaults(temperature=0.6, sampling=sampling, eos_ids=frozenset({5}))
+    assert read.of_api() == GenerationDefaults(temperature=0.6, eos_ids=frozenset({5}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_p", 0), ("top_p", 1.1), ("top_k", 2.5), ("top_k", -2), ("min_p", "x"),
+     ("repetition_penalty", 0)],
+)  # fmt: skip
+def test_what_is_out_of_its_range_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, value: object
+):
+    with caplog.at_level(logging.WARNING):
+        assert defaults(tmp_path, temperature=0.6, **{name: value}).sampling == {}
+    assert [name in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_do_sample_false_is_greedy(tmp_path: Path):

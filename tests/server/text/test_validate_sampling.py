@@ -54,6 +54,17 @@ def test_the_temperature_is_the_checkpoint_s_and_other_defaults_are_the_api_s(
     assert set(params.stop_token_ids) == tiny.tokenizer.eos_ids | {9, 7}
 
 
+def test_what_is_left_out_can_be_the_checkpoint_s(tiny: CheckpointText, model_config: ModelConfig):
+    sampling_ = {"top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
+    validator = with_defaults(tiny, model_config, temperature=0.6, sampling=sampling_)
+    params = sampling(validator)
+    assert (params.top_p, params.top_k, params.min_p) == (0.8, 20, 0.1)
+    assert params.repetition_penalty == 1.05
+    params = sampling(validator, top_p=1.0, top_k=-1, min_p=None, repetition_penalty=1)
+    assert (params.top_p, params.top_k, params.min_p) == (1.0, 0, 0.1)
+    assert params.repetition_penalty == 1.0
+
+
 def test_the_request_wins(validator: Validator):
     params = sampling(
         validator,

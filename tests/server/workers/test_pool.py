@@ -70,6 +70,7 @@ async def running(
         api_keys=(),
         metrics_open=False,
         literal_control_tokens=False,
+        models_sampling=False,
         serves_media=False,
         media_domains=(),
         media_dir=None,
