@@ -15,7 +15,7 @@ from server.media_parts import LoadedByKey, key_of, media_refs
 from server.media_prompt import MediaPrompt
 from server.protocol import ChatMessage, ChatPromptFields
 from server.template import ChatTemplate
-from server.tokenizer import Tokenizer
+from server.tokenizer import LITERAL, Tokenizer
 from server.validate_messages import template_messages
 
 
@@ -37,10 +37,12 @@ class ChatPrompter:
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         """`template` None: the model does not chat. `vision` None: it takes no media."""
-        self._tokenizer = tokenizer
         self._template = template
-        self._media_prompt = None if vision is None else MediaPrompt(tokenizer, vision)
-        self._literal_control_tokens = literal_control_tokens
+        self._mark = tokenizer.literal if literal_control_tokens else None
+        self._encode = tokenizer.encode_marked if literal_control_tokens else tokenizer.encode
+        self._media_prompt = None
+        if vision is not None:
+            self._media_prompt = MediaPrompt(tokenizer, vision, encode=self._encode)
         self._limits = limits
 
     @property
@@ -62,7 +64,7 @@ class ChatPrompter:
         given = template_messages(
             messages,
             continue_final_message=continues,
-            untrusted=self._tokenizer.literal if self._literal_control_tokens else None,
+            untrusted=self._mark,
             max_json_depth=self._limits.max_json_depth,
         )
         asked = request.add_generation_prompt
@@ -84,14 +86,17 @@ class ChatPrompter:
         loaded = [media[key_of(ref)] for ref in media_refs(messages)] if media else []
         if not loaded:
             text = rendered(given, request.tools, kwargs)
-            return ChatPrompt(text, self._tokenizer.encode(text, add_special_tokens), ())
+            return ChatPrompt(self._unmarked(text), self._encode(text, add_special_tokens), ())
         assert self._media_prompt is not None, "media of a model without a tower"
         guard = self._media_prompt.guard()
         text = rendered(guard.hide(given), guard.hide(request.tools), guard.hide(kwargs))
         ids, placed = self._media_prompt.encode(
             text, loaded, guard, add_special_tokens=add_special_tokens
         )
-        return ChatPrompt(guard.restore(text), ids, placed)
+        return ChatPrompt(self._unmarked(guard.restore(text)), ids, placed)
+
+    def _unmarked(self, text: str) -> str:
+        return text if self._mark is None else text.replace(LITERAL, "")
 
     def _checked_template(self, request: ChatPromptFields) -> ChatTemplate:
         if request.chat_template is not None:

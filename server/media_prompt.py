@@ -13,7 +13,7 @@ at which a tokenizer cuts text before it does anything else.
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from engine import Media, VisionConfig
@@ -50,8 +50,15 @@ class Guard:
 class MediaPrompt:
     """Knows the placeholders of a tokenizer and a tower."""
 
-    def __init__(self, tokenizer: Tokenizer, vision: VisionConfig) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vision: VisionConfig,
+        *,
+        encode: Callable[[str, bool], list[int]],
+    ) -> None:
+        """`encode` is one of the tokenizer's two."""
+        self._encode = encode
         self._merged_size = vision.merged_size
         self._pad_ids: dict[MediaKind, int] = {
             "image": vision.image_token_id,
@@ -92,11 +99,11 @@ class MediaPrompt:
             for picture in item.pictures:
                 if picture.second is not None:
                     text += f"<{picture.second:.1f} seconds>{self._start}"
-                ids += self._tokenizer.encode(text, add_special_tokens and not placed)
+                ids += self._encode(text, add_special_tokens and not placed)
                 placed.append(_media(picture, start=len(ids)))
                 ids += [self._pad_ids[item.kind]] * self._num_pads(picture)
                 text = self._end if item.kind == "video" else ""
-        ids += self._tokenizer.encode(text + guard.restore(rendered[end:]))
+        ids += self._encode(text + guard.restore(rendered[end:]), False)
         return ids, tuple(placed)
 
     def _kind_of(self, spot: re.Match[str]) -> MediaKind:

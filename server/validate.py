@@ -35,7 +35,7 @@ from server.protocol import (
     TokenizeRequest,
 )
 from server.template import THINK_CLOSE, ChatTemplate, starts_in_reasoning
-from server.tokenizer import LITERAL, Tokenizer
+from server.tokenizer import Tokenizer
 from server.turns import Turns
 from server.valid import Generation, StreamOptions, TokenExtras, ValidChat, ValidCompletion
 from server.validate_sampling import SamplingRules
@@ -119,7 +119,7 @@ class Validator:
             text = self._tokenizer.decode(ids)
         return {
             "model": request.model or self._served_names[0],
-            "prompt": text.replace(LITERAL, ""),
+            "prompt": text,
             "token_ids": ids,
             "count": len(ids),
             "max_model_len": self.max_model_len,

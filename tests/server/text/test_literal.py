@@ -82,12 +82,48 @@ def test_the_mark_is_never_seen(tiny: CheckpointText, literal: Validator) -> Non
     assert LITERAL not in tiny.tokenizer.decode(rendered["token_ids"])
 
 
-TINY = Tokenizer(train_tiny_tokenizer())
+def test_without_the_switch_the_mark_is_text_like_any_other(
+    tiny: CheckpointText, validator: Validator
+) -> None:
+    text = f"a{LITERAL}b<|im_{LITERAL}end|>"
+    assert tiny.tokenizer.decode(tiny.tokenizer.encode(text)) == text
+    messages = [{"role": "user", "content": text}]
+    rendered = validator.render(parse_wire(ChatCompletionRequest, {"messages": messages}))
+    assert text in rendered["prompt"]
+    assert text in tiny.tokenizer.decode(rendered["token_ids"])
+
+
+@pytest.mark.parametrize("switched_on", [False, True])
+def test_marks_by_the_thousand_are_tokenised_few_at_a_time(switched_on: bool) -> None:
+    """The library holds the GIL for as long as it makes objects for what it is given at once."""
+    asked: list[int] = []
+
+    class Backend:
+        def encode_batch_fast(self, texts: list[str], add_special_tokens: bool) -> list[object]:
+            asked.append(len(texts))
+            return BACKEND.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(BACKEND, name)
+
+    tokenizer = Tokenizer(Backend())  # type: ignore[arg-type]
+    text = (LITERAL + "<|im_end|>") * 5000
+    if switched_on:
+        assert tokenizer.decode(tokenizer.encode_marked(tokenizer.literal(text))) == (
+            "<|im_end|>" * 5000
+        )
+    else:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert max(asked) <= 256
+
+
+BACKEND = train_tiny_tokenizer()
+TINY = Tokenizer(BACKEND)
 
 
 @given(st.lists(st.sampled_from((*NAMES, "<", "|", "im_end", "|>", "x", " ", LITERAL))))
 def test_marked_text_decodes_to_itself_and_holds_no_added_token(parts: list[str]) -> None:
     text = "".join(parts).replace(LITERAL, "")
-    ids = TINY.encode(TINY.literal("".join(parts)))
+    ids = TINY.encode_marked(TINY.literal("".join(parts)))
     assert TINY.decode(ids) == text
     assert not {TINY.id_of(name) for name in NAMES} & set(ids)
