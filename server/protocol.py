@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from server.errors import BadRequest
-from server.json_body import decode_json
+from server.json_body import decode_json, in_turn
 from server.limits import DEFAULT_LIMITS, Limits
 from server.wire_limits import AtMost, breaks, limits_of
 
@@ -348,7 +348,8 @@ _RULES = {
 
 def parse_body(model_type: type[Model], body: bytes, limits: Limits) -> Model:
     """Read a request as it came."""
-    return parse_wire(model_type, decode_json(body, limits.max_json_depth), limits)
+    with in_turn(body):
+        return parse_wire(model_type, decode_json(body, limits.max_json_depth), limits)
 
 
 def parse_wire(

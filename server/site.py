@@ -1,9 +1,10 @@
 """What every route shares, and the one way in which model work is done.
 
 Model work is a `Flight`: it can be drained, timed out, and ends when its client goes away. JSON,
-templates and tokenizing run in a small thread pool, so the loop and the probes stay quick. Images
-and videos are loaded between two turns in it, and grammars compiled, so that a slow one holds no
-thread.
+templates and tokenizing run in small thread pools, so the loop and the probes stay quick: large
+bodies, whose prompts may take a minute to tokenize, in one of their own, so that the others never
+wait for them. Images and videos are loaded between two turns in it, and grammars compiled, so that
+a slow one holds no thread.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from server.answer import Answer
 from server.body import check_json_headers, read_body
 from server.constraints import GrammarQueue, NotCompiled
 from server.exchange import Exchange, Receive, Scope, Send
+from server.json_body import LARGE_BYTES
 from server.lifecycle import Lifecycle
 from server.limits import Limits
 from server.media_wait import AwaitsMedia, MediaSource, media_held
@@ -58,6 +60,7 @@ class Site:
     scrape: Callable[[], Awaitable[bytes]] | None = None  # None: `metrics` are all there are
     created: int = field(default_factory=lambda: int(time.time()))
     pool: ThreadPoolExecutor = field(default_factory=_make_pool)
+    large_pool: ThreadPoolExecutor = field(default_factory=_make_pool)
 
     @property
     def fingerprint(self) -> str:
@@ -115,19 +118,20 @@ class Site:
         self, read: Callable[[bytes], T | AwaitsMedia[T]], body: bytes, held: AsyncExitStack
     ) -> T:
         """What `read` makes of the body; what it needs to be loaded stays in `held`."""
-        got = await self._read(partial(read, body))
+        pool = self.large_pool if len(body) > LARGE_BYTES else self.pool
+        got = await self._read(partial(read, body), pool)
         if not isinstance(got, AwaitsMedia):
             return got
         assert self.media is not None, "a validator that serves media, and nobody to load them"
         media = await held.enter_async_context(media_held(self.media, got.refs))
-        return await self._read(partial(got.go_on, media))
+        return await self._read(partial(got.go_on, media), pool)
 
-    async def _read(self, read: Callable[[], T]) -> T:
+    async def _read(self, read: Callable[[], T], pool: ThreadPoolExecutor) -> T:
         """Read in a thread; from the start again once a grammar is compiled that it stopped at."""
         loop = asyncio.get_running_loop()
         while True:
             try:
-                return await loop.run_in_executor(self.pool, read)
+                return await loop.run_in_executor(pool, read)
             except NotCompiled as stop:
                 assert self.grammars is not None, "nobody compiles for this validator"
                 await self.grammars.compile(stop.question)

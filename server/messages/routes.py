@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from server.answer import Draft
 from server.chat import draft_chat
 from server.exchange import Exchange
-from server.json_body import decode_json
+from server.json_body import decode_json, in_turn
 from server.media_wait import AwaitsMedia, then
 from server.messages.answer import MessageAnswer
 from server.messages.cache_marks import marks_cache
@@ -29,8 +29,9 @@ def add_message_routes(api: FastAPI, site: Site) -> None:
     """The two routes; their exchanges have to come from `fault.exchange_for`."""
 
     def read_message(body: bytes) -> Draft | AwaitsMedia[Draft]:
-        given = decode_json(body, site.limits.max_json_depth)
-        request = parse_wire(MessagesRequest, given, site.limits)
+        with in_turn(body):
+            given = decode_json(body, site.limits.max_json_depth)
+            request = parse_wire(MessagesRequest, given, site.limits)
         tells_cache_writes = marks_cache(given)
 
         def draft(valid: ValidChat) -> Draft:

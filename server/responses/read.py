@@ -14,7 +14,7 @@ import msgspec
 from server.answer import Draft
 from server.chat import draft_chat
 from server.errors import BadRequest
-from server.json_body import decode_json
+from server.json_body import decode_json, in_turn
 from server.media_parts import LoadedByKey
 from server.media_wait import AwaitsMedia, with_media
 from server.protocol import ChatCompletionRequest, parse_wire
@@ -71,8 +71,9 @@ class ResponseReader:
     def read(self, body: bytes, owner: bytes) -> ResponseDraft | AwaitsMedia[ResponseDraft]:
         """Raise BadRequest for what cannot be answered."""
         limits = self._validator.limits
-        wire = decode_json(body, limits.max_json_depth)
-        request = parse_wire(ResponsesRequest, wire, limits)
+        with in_turn(body):
+            wire = decode_json(body, limits.max_json_depth)
+            request = parse_wire(ResponsesRequest, wire, limits)
         previous = self._previous(request, owner)
         earlier = _decoded(previous.context() + list(previous.output_items)) if previous else []
         conversion = convert(

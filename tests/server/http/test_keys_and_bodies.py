@@ -1,10 +1,13 @@
 """Who may ask, and how much they may send: decided by headers and while the body comes in."""
 
+import asyncio
 import json
 
 import pytest
 
+from server.json_body import LARGE_BYTES, in_turn
 from server.limits import Limits
+from server.site import NUM_VALIDATION_THREADS
 from server.tokenizer import Tokenizer
 from server.validate import Validator
 from tests.fakes import FakeServer, build_server
@@ -129,6 +132,25 @@ async def test_a_body_at_the_limit_is_read(small: FakeServer, tokenizer: Tokeniz
     call.put(b" " * (1000 - len(body)))
     await call.done()
     assert call.status == 200
+
+
+async def test_large_bodies_hold_up_no_small_one(
+    validator: Validator, tokenizer: Tokenizer
+) -> None:
+    """However many there are: here they cannot even be parsed until the small one is answered."""
+    server = build_server(validator, tokenizer)
+    large = b'{"tokens":[]}' + b" " * LARGE_BYTES
+    with in_turn(large):
+        calls = [Call(server.app, "/detokenize") for _ in range(2 * NUM_VALIDATION_THREADS)]
+        for call in calls:
+            call.put(large)
+        await asyncio.sleep(0)
+        quick = Call(server.app, "/detokenize", {"tokens": []})
+        await quick.done()
+        assert quick.status == 200
+    for call in calls:
+        await call.done()
+        assert call.status == 200
 
 
 async def test_a_body_that_stops_coming(small: FakeServer) -> None:

@@ -1,12 +1,14 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import BadRequest
-from server.json_body import MAX_CONTAINERS, decode_json
+from server.json_body import LARGE_BYTES, MAX_COST, decode_json, in_turn
 from server.limits import DEFAULT_LIMITS
+from server.protocol import DetokenizeRequest, parse_body
 
 MAX_DEPTH = DEFAULT_LIMITS.max_json_depth
 
@@ -95,12 +97,57 @@ def test_brackets_inside_strings_do_not_count():
     assert decode_json(body) == {"a": text, '["': [[text]]}
 
 
-def test_number_of_containers_is_bounded():
-    with pytest.raises(BadRequest, match="more than 1000000 lists"):
-        decode_json(b'{"a":[' + b"[]," * MAX_CONTAINERS + b"[]]}")
+@pytest.mark.parametrize(
+    ("unit", "number"),
+    [
+        (b"[],", MAX_COST // 32),
+        (b"{},", MAX_COST // 32),
+        (b'{"a":[1]},', MAX_COST // 96),
+        (b'"",', MAX_COST // 16),
+        (b"1.5,", MAX_COST // 2),
+        (b"1e5,", MAX_COST // 2),
+        (b"1,", MAX_COST),
+    ],
+)
+def test_what_there_is_to_decode_is_bounded(unit: bytes, number: int):
+    with pytest.raises(BadRequest, match="too many values"):
+        decode_json(b'{"a":[' + unit * number + b"1]}")
+
+
+def test_members_of_an_object_are_bounded():
+    names = (b'"%x":1' % i for i in range(MAX_COST // 32))
+    with pytest.raises(BadRequest, match="too many values"):
+        decode_json(b'{"a":1,' + b",".join(names) + b"}")
+
+
+def test_ids_of_many_long_prompts_are_few_enough():
+    prompts = b",".join([b"[" + b",".join([b"248044"] * 74_000) + b"]"] * 128)
+    assert 63 << 20 < len(prompts) < 64 << 20
+    assert len(decode_json(b'{"prompt":[' + prompts + b"]}")["prompt"]) == 128
+
+
+@pytest.mark.parametrize("escapes", [1, 2, 3, 4])
+@pytest.mark.parametrize("shift", range(3))
+def test_strings_end_where_they_end_wherever_the_scan_cuts(escapes: int, shift: int):
+    """More brackets than may be nested, in strings whose escapes lie across every boundary."""
+    text = "a" * shift + ("\\" * escapes + '"' + "[" * 3) * 200_000
+    assert decode_json(json.dumps({"a": text, "b": [text]}).encode()) == {"a": text, "b": [text]}
 
 
 @pytest.mark.parametrize("body", [b'{"a":"' + b"[" * 400_000, b'"' * 400_000 + b"[" * 200])
 def test_unfinished_strings_are_scanned_once(body: bytes):
     with pytest.raises(BadRequest):  # a quadratic scan would run into the test's timeout
         decode_json(body)
+
+
+def test_large_bodies_are_parsed_one_at_a_time():
+    small = b'{"tokens":[]}'
+    large = small + b" " * LARGE_BYTES
+    with ThreadPoolExecutor(2) as threads:
+        with in_turn(large):
+            waits = threads.submit(parse_body, DetokenizeRequest, large, DEFAULT_LIMITS)
+            goes_on = threads.submit(parse_body, DetokenizeRequest, small, DEFAULT_LIMITS)
+            assert goes_on.result(10).tokens == []
+            with pytest.raises(TimeoutError):
+                waits.result(0.1)
+        assert waits.result(10).tokens == []
