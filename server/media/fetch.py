@@ -10,7 +10,6 @@ was reached.
 import asyncio
 import ipaddress
 import re
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -18,6 +17,7 @@ import httpx
 
 from server.limits import DEFAULT_LIMITS, Limits
 from server.media.access import MediaAccess
+from server.media.resolve import Resolver
 from server.media.unusable import NOT_FETCHED, Unusable, too_large
 
 MAX_ADDRESSES = 4  # of one host that are tried
@@ -33,12 +33,6 @@ _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 _NOT_PUBLIC_IPV4 = ipaddress.ip_network("192.0.0.0/24")  # of protocols; Python calls parts global
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host, best first. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def is_public(address: str) -> bool:
@@ -59,13 +53,13 @@ class Fetcher:
         self,
         access: MediaAccess,
         *,
-        resolve: Resolve = resolve,
+        resolve: Resolve | None = None,
         is_public: Callable[[str], bool] = is_public,
         limits: Limits = DEFAULT_LIMITS,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._access = access
-        self._resolve = resolve
+        self._resolve = resolve or Resolver()
         self._is_public = is_public
         self._limits = limits
         self._tls = tls
