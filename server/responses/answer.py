@@ -1,6 +1,5 @@
 """Runs one response: chat's way from the engine to chunks, with this API's way of writing them."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,7 +10,7 @@ from server.answer import Answer
 from server.exchange import Exchange
 from server.metrics import Metrics
 from server.responses.read import ResponseDraft
-from server.responses.store import StoredItem, StoredResponse
+from server.responses.store import StoredItem, StoredResponse, off_loop
 from server.responses.stream import Event, ResponseEvents, encoded
 from server.valid import StreamOptions
 
@@ -84,4 +83,4 @@ class ResponseAnswer(Answer):
             output_items=tuple(items),
             previous=draft.previous,
         )
-        await asyncio.to_thread(draft.store.add, response)
+        await off_loop(draft.store, draft.store.add, response)

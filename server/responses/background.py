@@ -30,7 +30,7 @@ from server.lifecycle import Flight, Lifecycle
 from server.metrics import Metrics
 from server.responses.answer import ResponseAnswer
 from server.responses.read import ResponseDraft
-from server.responses.store import StoredItem, StoredResponse
+from server.responses.store import StoredItem, StoredResponse, off_loop
 from server.responses.stream import Event, encoded, error_facts
 from server.valid import StreamOptions
 
@@ -291,7 +291,7 @@ class BackgroundJobs:
     async def _end(self, job: Job) -> None:
         """Store the response, and only then tell anybody that it is over: it can be continued."""
         if job.draft.store is not None and not job.is_forgotten:
-            await asyncio.to_thread(job.draft.store.add, job.stored())
+            await off_loop(job.draft.store, job.draft.store.add, job.stored())
         job.close()
         del self._running[job.id]
         job.ended_at = time.monotonic()

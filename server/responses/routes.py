@@ -9,7 +9,6 @@ background. The other routes only look into the store and at what runs, so they 
 engine nor a body.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -23,7 +22,7 @@ from server.media_wait import AwaitsMedia
 from server.responses.answer import ResponseAnswer
 from server.responses.background import BackgroundJobs, Job, follow
 from server.responses.read import ResponseDraft, ResponseReader
-from server.responses.store import ResponseKeeper, StoredResponse
+from server.responses.store import ResponseKeeper, StoredResponse, off_loop
 from server.site import EXCHANGE, FAULT, Sent, Site, add_route
 
 PATH = "/v1/responses"
@@ -91,7 +90,7 @@ class _Routes:
             job = self._jobs.start(draft, arrived=arrived, held=held)
             queued = job.stored().body
             if self._store is not None:
-                await asyncio.to_thread(self._store.began, job.id)
+                await off_loop(self._store, self._store.began, job.id)
             if job.log is None:
                 await exchange.reply(queued)
             else:
@@ -139,8 +138,8 @@ class _Routes:
         job = self._job(exchange, request)
         if job is not None:
             await self._jobs.forget(job)
-        is_gone = self._store is not None and await asyncio.to_thread(
-            self._store.delete, owner, response_id
+        is_gone = self._store is not None and await off_loop(
+            self._store, self._store.delete, owner, response_id
         )
         if not is_gone and job is None:
             raise _no_response()
@@ -176,7 +175,7 @@ class _Routes:
         if self._store is not None:
             response_id = request.path_params["response_id"]
             owner = self._owner(exchange)
-            response = await asyncio.to_thread(self._store.get, owner, response_id)
+            response = await off_loop(self._store, self._store.get, owner, response_id)
             if response is not None:
                 return response
         raise _no_response()

@@ -13,14 +13,18 @@ alone is larger than `max_bytes` is not kept.
 
 Owners are told apart: an id is found only by the owner it was stored for.
 
-`ResponseKeeper` is what the rest of the package uses. Where several processes answer requests, the
-store is in one of them, and the others ask it.
+`ResponseKeeper` is what the rest of the package uses, and on the event loop through `off_loop`.
+Where several processes answer requests, the store is in one of them, and the others ask it.
 """
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_RESPONSES = 4096
 MAX_BYTES = 256 << 20
@@ -111,7 +115,7 @@ class ResponseKeeper(Protocol):
 
 
 class ResponseStore:
-    """The `ResponseKeeper` of this process."""
+    """The `ResponseKeeper` of this process, which never blocks for long."""
 
     def __init__(self, *, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses = max_responses
@@ -195,3 +199,15 @@ class ResponseStore:
                 return
             self._num_bytes -= response.num_bytes
             response = response.previous
+
+
+async def off_loop(
+    store: ResponseKeeper, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """What `call`, a method of `store`, returns: from a thread, unless the store is right here.
+
+    A dictionary under a lock needs no thread, and so waits for none that others hold.
+    """
+    if isinstance(store, ResponseStore):
+        return call(*args, **kwargs)
+    return await asyncio.to_thread(call, *args, **kwargs)

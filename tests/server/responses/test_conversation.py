@@ -1,5 +1,8 @@
 """Stored responses: continued, read, listed, deleted; and only by who created them."""
 
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -312,3 +315,25 @@ async def test_an_aborted_response_is_not_stored(
     call.disconnect()
     await call.done()
     assert store.num_responses == 0
+
+
+async def test_the_store_waits_for_no_thread_that_others_hold(
+    server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer
+) -> None:
+    """Files and pictures are read in the loop's own threads: here all of them hang."""
+    is_over = threading.Event()
+    busy = ThreadPoolExecutor(1)
+    busy.submit(is_over.wait)
+    asyncio.get_running_loop().set_default_executor(busy)
+    try:
+        async with asyncio.timeout(10):
+            first = await say(server, client, tokenizer, "Hi.")
+            again = await client.get(f"{RESPONSES}/{first['id']}")
+            assert again.json()["id"] == first["id"]
+            second = await say(server, client, tokenizer, "Yes.", background=True)
+            while (await client.get(f"{RESPONSES}/{second['id']}")).json()["status"] != "completed":
+                await asyncio.sleep(0)
+            gone = await client.delete(f"{RESPONSES}/{first['id']}")
+            assert gone.json()["deleted"]
+    finally:
+        is_over.set()
