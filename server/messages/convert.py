@@ -34,6 +34,7 @@ from server.messages.protocol import (
 from server.protocol import ChatCompletionRequest, TokenizeRequest, parse_wire
 from server.valid import ValidChat
 from server.validate import Validator
+from server.validate_unsupported import NEVER
 
 BUDGET_FIELD = "thinking_token_budget"
 
@@ -109,6 +110,8 @@ def chat_request(
         "top_k": request.top_k,
         "stop": request.stop_sequences,
         "stream": request.stream,
+        "cache_salt": request.cache_salt,
+        **{name: getattr(request, name) for name in NEVER},
     }
     if choice is not None:
         fields["tool_choice"] = _chat_choice(choice)
@@ -133,6 +136,7 @@ def _prompt_fields(request: PromptRequest, chat: Chat) -> dict[str, Any]:
         "messages": chat.messages,
         "tools": [_chat_tool(tool) for tool in request.tools] or None,
         "chat_template_kwargs": kwargs,
+        "chat_template": request.chat_template,
         "reasoning_effort": request.output_config and request.output_config.effort,
         "continue_final_message": last["role"] == "assistant" and "tool_calls" not in last,
     }

@@ -7,12 +7,15 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, PlainValidator, ValidationInfo
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema
 
-from server.protocol import MAX_STOP_CHARS, WireModel
+from server.protocol import MAX_STOP_CHARS, Unsupported, WireModel
 from server.wire_limits import AtMost, breaks, limits_of
 
 Content = str | list[dict[str, Any]]
+# The chat's validator refuses them, unless they ask for nothing.
+Nothing = Annotated[Unsupported, WithJsonSchema({"type": "null"})]
+NothingOrFalse = Annotated[Unsupported, WithJsonSchema({"enum": [None, False]})]
 
 
 def _check_content(value: Any) -> Content:
@@ -90,6 +93,7 @@ class PromptRequest(WireModel):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] = Field(default={})
+    chat_template: Nothing = None
 
 
 class MessagesRequest(PromptRequest):
@@ -101,6 +105,10 @@ class MessagesRequest(PromptRequest):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     stream: bool = False
+    cache_salt: str | None = Field(default=None, min_length=1)
+    prompt_embeds: NothingOrFalse = None
+    use_beam_search: NothingOrFalse = None
+    logits_processors: NothingOrFalse = None
 
 
 class CountTokensRequest(PromptRequest):

@@ -305,6 +305,11 @@ def test_forced_calls_are_forced_in_the_chat(
     assert chat.parallel_tool_calls is parallel
 
 
+def test_a_salt_keeps_prompts_apart() -> None:
+    request = parse_wire(MessagesRequest, message(cache_salt="tenant"))
+    assert chat_request(request, chat_of(request)).cache_salt == "tenant"
+
+
 def test_a_budget_binds() -> None:
     body = message(thinking={"type": "enabled", "budget_tokens": 1024})
     request = parse_wire(MessagesRequest, body)

@@ -157,6 +157,13 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("top_p", message(top_p=0)),
     ("top_k", message(top_k=-2)),
     ("stream", message(stream="yes")),
+    ("cache_salt", message(cache_salt="")),
+    ("cache_salt", message(cache_salt=5)),
+    ("cache_salt", message(cache_salt=[])),
+    ("chat_template", message(chat_template="{{ messages }}")),
+    ("prompt_embeds", message(prompt_embeds="AAAA")),
+    ("use_beam_search", message(use_beam_search=True)),
+    ("logits_processors", message(logits_processors=[])),
     ("chat_template_kwargs", message(chat_template_kwargs=[])),
     (
         "chat_template_kwargs.enable_thinking",
