@@ -61,8 +61,12 @@ class Validator:
         constraints: ConstraintReader,
         literal_control_tokens: bool = False,
         limits: Limits = DEFAULT_LIMITS,
+        queue_size: int | None = None,
     ) -> None:
         """`seed` starts the seeds of requests that name none; None draws them from chance.
+
+        `queue_size` is how many answers may wait for the engine: what asks for more at once could
+        never be taken, however often it is sent again. None: not known, so nothing is refused.
 
         With `literal_control_tokens`, names of control tokens stay text in what users and tools
         say.
@@ -72,6 +76,7 @@ class Validator:
         self.serves_media = False
         self._tokenizer = tokenizer
         self._served_names = served_names
+        self._queue_size = queue_size
         self._constraints = constraints
         self._turns = Turns(tokenizer)
         self._prompter = ChatPrompter(
@@ -129,6 +134,7 @@ class Validator:
         """A valid request, and its prompt as the template rendered it."""
         self._check_model(request.model)
         refuse_unsupported(request)
+        self._check_fits_queue(1, request.n)
         check_tools(request.tools, self.limits.max_tool_name_chars)
         tools = active_tools(request)
         stream = _stream_options(request)
@@ -197,6 +203,7 @@ class Validator:
     def completion(self, request: CompletionRequest) -> ValidCompletion:
         self._check_model(request.model)
         refuse_unsupported(request)
+        self._check_fits_queue(len(request.prompt), request.n)
         stream = _stream_options(request)
         extras = _extras(request)
         scored = (request.logprobs if request.echo else None, extras.num_prompt_logprobs)
@@ -281,6 +288,16 @@ class Validator:
                 status=404,
                 code="model_not_found",
             )
+
+    def _check_fits_queue(self, num_prompts: int, n: int) -> None:
+        if self._queue_size is None or num_prompts * n <= self._queue_size:
+            return
+        param = "n" if num_prompts <= self._queue_size else "prompt"
+        raise BadRequest(
+            f"{param}: {num_prompts * n} answers are asked for at once, and this server's queue "
+            f"takes {self._queue_size}: send them in parts",
+            param=param,
+        )
 
     def _tokenized(self, text: str, add_special_tokens: bool, param: str, window: int) -> list[int]:
         check_chars(text, param, window, self.limits.max_chars_per_token)

@@ -2,7 +2,9 @@ from typing import Any
 
 import pytest
 
+from engine import ModelConfig
 from server.checkpoint_text import CheckpointText
+from server.constraints import ConstraintReader
 from server.errors import BadRequest
 from server.protocol import CompletionRequest, DetokenizeRequest, TokenizeRequest, parse_wire
 from server.valid import StreamOptions, ValidCompletion
@@ -33,6 +35,31 @@ def test_the_least_request(validator: Validator, tiny: CheckpointText):
     assert valid.echo is False
     assert valid.num_logprobs is None
     assert complete(validator, stream=True).stream == StreamOptions()
+
+
+def test_what_the_queue_could_never_take(
+    tiny: CheckpointText, model_config: ModelConfig, reader: ConstraintReader
+):
+    """Answered like that for ever, a 429 would ask to try again for ever."""
+    validator = Validator(
+        tiny.tokenizer,
+        tiny.template,
+        model_config,
+        tiny.defaults,
+        served_names=("tiny",),
+        max_model_len=WINDOW,
+        constraints=reader,
+        queue_size=6,
+    )
+    assert len(complete(validator, ["hi"] * 3, n=2).generations) == 3
+    caught = refused(validator, ["hi"] * 4, n=2)
+    assert (caught.status, caught.param) == (400, "n")
+    assert "8 answers" in caught.message
+    assert "takes 6" in caught.message
+    assert refused(validator, ["hi"] * 7).param == "prompt"
+    assert chat(validator, n=6).generation.n == 6
+    with pytest.raises(BadRequest, match=r"^n: 7 answers"):
+        chat(validator, n=7)
 
 
 def test_prompt_forms(validator: Validator, tiny: CheckpointText):
