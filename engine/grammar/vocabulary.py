@@ -4,6 +4,8 @@ Control tokens (`<|im_end|>`) have no bytes here, so no grammar can match one by
 tokens that are not special (`<tool_call>`) do: they are text that happens to be one token.
 """
 
+import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +14,12 @@ import llguidance
 from tokenizers import Tokenizer
 
 from engine.tokenizer import open_tokenizer, piece_bytes
+
+MAX_FORCED_CHARS = 1024  # 0.5 ms a mask, growing with the length
+
+
+class _ForcedText(threading.local):
+    is_long = False  # some that was longer came up in this thread
 
 
 class Vocabulary:
@@ -42,8 +50,29 @@ class Vocabulary:
         self.tokenizer = llguidance.LLTokenizer(
             cast(Any, wrapper), n_vocab=num_rows, eos_token=list(eos_ids)
         )
-        if encode is None:
-            wrapper.encode = self.tokenizer.greedy_tokenize
+        control = {token_bytes[i] for i in (*special_ids, *eos_ids)} - {b""}
+        self._control = re.compile(b"|".join(map(re.escape, sorted(control))) or b"(?!)")
+        self._forced = _ForcedText()
+        self._encode = encode or self.tokenizer.greedy_tokenize
+        wrapper.encode = self._forced_tokens
+
+    def met_long_text(self) -> bool:
+        """Whether this thread met a forced text of over `MAX_FORCED_CHARS` since it last asked.
+
+        The grammar engine takes all of it apart again for every mask, with the interpreter lock.
+        """
+        met, self._forced.is_long = self._forced.is_long, False
+        return met
+
+    def _forced_tokens(self, text: str) -> list[int]:
+        if len(text) > MAX_FORCED_CHARS:
+            self._forced.is_long = True
+            return self.tokenizer.greedy_tokenize(text)
+        if self._control.search(
+            text.encode()
+        ):  # the model's tokenizer would take it for the control token
+            return self.tokenizer.greedy_tokenize(text)
+        return self._encode(text)
 
     @classmethod
     def from_dir(cls, model_dir: Path, *, num_rows: int, eos_ids: tuple[int, ...]) -> "Vocabulary":

@@ -7,6 +7,7 @@ import pytest
 
 from engine.grammar import GrammarError, GrammarSpec
 from engine.grammar.compiler import MAX_COMPILED
+from engine.grammar.vocabulary import MAX_FORCED_CHARS
 from tests.engine.grammar.sampling import Babbler
 
 WORD = GrammarSpec(grammar="start: /[a-z]{1,8}/")
@@ -15,6 +16,10 @@ WORD = GrammarSpec(grammar="start: /[a-z]{1,8}/")
 def json_spec(schema: dict[str, object]) -> GrammarSpec:
     compact = {"x-guidance": {"whitespace_flexible": False}, **schema}
     return GrammarSpec(grammar=f"start: %json {json.dumps(compact)}", bounds_numbers=True)
+
+
+def json_grammar(lark: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
 
 def test_end_tokens_are_banned_until_the_text_is_complete(babbler: Babbler):
@@ -112,7 +117,7 @@ def test_a_begun_tag_does_not_hide_the_token_of_the_tag(babbler: Babbler):
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_resumed_answer_has_the_masks_of_one_that_ran_through(babbler: Babbler, after: bool):
-    schema = {
+    schema: dict[str, object] = {
         "type": "object",
         "properties": {"a": {"type": "number"}, "b": {"type": "array", "items": {"type": "null"}}},
         "required": ["a", "b"],
@@ -149,6 +154,72 @@ def test_a_history_that_does_not_fit_is_an_error(babbler: Babbler):
 def test_a_grammar_that_does_not_compile_is_an_error(babbler: Babbler, grammar: str):
     with pytest.raises(GrammarError):
         babbler.compiler.matcher(GrammarSpec(grammar=grammar))
+
+
+def test_an_answer_that_runs_into_a_limit_spoils_its_grammar_for_nobody_else(babbler: Babbler):
+    spec = GrammarSpec(grammar="start: /[ab]*a[ab]{18}c/")  # 2^18 states, if they are all seen
+    ab = [babbler.id_of(char) for char in "ab"]
+    shared, greedy = (babbler.compiler.matcher(spec) for _ in range(2))
+    assert shared.accept(ab[0])
+    rng = random.Random(1)
+
+    def go_on() -> None:
+        for _ in range(200_000):
+            babbler.allowed(greedy)
+            assert greedy.accept(rng.choice(ab))
+
+    with pytest.raises(GrammarError, match="too many states"):
+        go_on()
+    with pytest.raises(GrammarError, match="too many states"):
+        babbler.allowed(greedy)
+    for matcher in (shared, babbler.compiler.matcher(spec, (ab[0],))):
+        for char in "b" * 18 + "c":
+            assert babbler.id_of(char) in babbler.allowed(matcher)
+            assert matcher.accept(babbler.id_of(char))
+        assert matcher.is_finished
+
+
+def test_control_tokens_in_text_that_is_forced_are_written_as_text(babbler: Babbler):
+    text = "<tool_call> a <|im_end|> b <|im_start|>"
+    spec = GrammarSpec(grammar=f'start: "{text}"')
+    matcher = babbler.compiler.matcher(spec)
+    written = b""
+    while not matcher.is_finished:
+        allowed = babbler.allowed(matcher)
+        assert not set(allowed) & {*babbler.eos_ids, babbler.id_of("<|im_start|>")}
+        assert matcher.accept(allowed[0])
+        written += babbler.vocabulary.token_bytes[allowed[0]]
+    assert written.decode() == text
+
+
+def test_forced_text_that_is_long_is_spelt_by_any_tokens(babbler: Babbler):
+    """Its own tokens would have to be found anew for each of them."""
+    texts = babbler.vocabulary.token_bytes
+    for length, is_free in ((MAX_FORCED_CHARS, False), (MAX_FORCED_CHARS + 1, True)):
+        text = ("The weather is fine, " * 50)[:length]
+        for grammar in (f'start: "{text}"', json_grammar(f'start: "{text}"')):
+            spec = GrammarSpec(grammar=grammar)
+            for _ in range(2):  # the second finds it compiled
+                matcher = babbler.compiler.matcher(spec)
+                allowed = babbler.allowed(matcher)
+                assert (babbler.id_of("T") in allowed) is is_free
+                assert matcher.accept(max(allowed, key=lambda i: len(texts[i])))
+                assert babbler.allowed(matcher)
+            assert babbler.accepts(spec, text)
+
+
+def test_forced_text_that_is_long_may_come_late(babbler: Babbler):
+    text = "fine, " * 200
+    spec = GrammarSpec(grammar=f'start: /[0-9]{{3}}/ ("x" "{text}" | "y")')
+    ids = tuple(babbler.id_of(char) for char in "123x")
+    through = babbler.compiler.matcher(spec)
+    for token_id in ids:
+        assert token_id in babbler.allowed(through)
+        assert through.accept(token_id)
+    assert babbler.id_of("f") in babbler.allowed(through)
+    assert babbler.allowed(through) == babbler.allowed(babbler.compiler.matcher(spec, ids))
+    assert babbler.accepts(spec, f"123x{text}")
+    assert babbler.accepts(spec, "123y")
 
 
 def test_only_the_last_grammars_are_kept(babbler: Babbler):
