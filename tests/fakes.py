@@ -74,6 +74,12 @@ class FakeEngine:
         """Queue the script of one more request."""
         self._scripts.append(Script(steps, finish, num_cached_tokens, num_saved_tokens, queue_s))
 
+    async def received(self, count: int) -> None:
+        """Wait until so many requests were submitted."""
+        while len(self.submitted) < count:
+            self.became_active.clear()
+            await asyncio.wait_for(self.became_active.wait(), 10)
+
     def die(self) -> None:
         """End every stream, running and to come, with EngineDied."""
         self.state = "dead"

@@ -230,8 +230,7 @@ async def test_responses_and_what_follows_on_them(
         },
     )
     assert second.status_code == 200, second.text
-    while not server.engine.submitted[1:]:
-        await server.engine.became_active.wait()
+    await server.engine.received(2)
     text = tokenizer.decode(server.engine.submitted[1].prompt_ids)
     assert f"<|im_start|>user\nSee {image(6)}<|im_end|>" in text
     assert f"<tool_response>\n{image(1)}\n</tool_response>" in text
@@ -255,8 +254,7 @@ async def test_a_background_response_holds_its_pictures_until_it_ends(
     )
     assert made.status_code == 200, made.text
     assert loader.num_held == 1
-    while not server.engine.submitted:
-        await server.engine.became_active.wait()
+    await server.engine.received(1)
     (picture,) = map(weakref.ref, server.engine.submitted[0].media)
     go_on.set()
     path = f"{RESPONSES}/{made.json()['id']}"
