@@ -50,10 +50,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     dry_breakers: tuple[tuple[int, ...], ...] = ()  # sequences of several tokens that do
     xtc_probability: float = 0.0  # 0: off; see `kernels.sampling.xtc`
     xtc_threshold: float = 0.1
-    # After so many generated tokens of which none is in `thinking_end_ids`, the first of these is
-    # generated, against every other wish, as soon as `grammar` allows it. None: never.
+    # After so many generated tokens that did not end the thinking, `thinking_end_id` is generated,
+    # against every other wish, as soon as `grammar` allows it. None: never. What ends the thinking
+    # is the text of that token, or the two tags that open a call, where they are given.
     thinking_budget: int | None = None
-    thinking_end_ids: tuple[int, ...] = ()
+    thinking_end_id: int = -1
+    thinking_call_tags: tuple[str, str] | None = None
     grammar: GrammarSpec | None = None  # what the output has to look like
     num_logprobs: int | None = None  # None: none; 0: the sampled token's; k: the top k besides
     num_prompt_logprobs: int | None = None  # the same, of every prompt token

@@ -45,6 +45,7 @@ from server.validate_unsupported import refuse_unsupported
 NO_MEDIA: LoadedByKey = {}
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for completions
 CALL_OPEN = "<tool_call>"
+CALL_TAGS = (CALL_OPEN, "<function=")
 
 
 class Validator:
@@ -175,12 +176,13 @@ class Validator:
         )
         thinking = starts_in_reasoning(prompt.text)
         if request.thinking_token_budget is not None:
-            end_ids = self._thinking_ends(has_tools=tools is not None)
+            end_id = self._thinking_end()
             if thinking:
                 sampling = msgspec.structs.replace(
                     sampling,
                     thinking_budget=request.thinking_token_budget,
-                    thinking_end_ids=end_ids,
+                    thinking_end_id=end_id,
+                    thinking_call_tags=CALL_TAGS if tools is not None else None,
                 )
         constraints = _constraint_fields(request)
         sampling = self._bound(sampling, constraints, thinking=thinking)
@@ -361,16 +363,14 @@ class Validator:
         ends = tuple(sorted(self.eos_ids.union(sampling.stop_token_ids)))
         return msgspec.structs.replace(sampling, grammar=spec, stop_token_ids=ends)
 
-    def _thinking_ends(self, *, has_tools: bool) -> tuple[int, ...]:
-        """The tokens that end thinking, `</think>` first: a call inside it ends it, too."""
+    def _thinking_end(self) -> int:
         close_id = self._tokenizer.id_of(THINK_CLOSE)
         if close_id is None:
             raise BadRequest(
                 f"thinking_token_budget needs a model with a {THINK_CLOSE} token",
                 param="thinking_token_budget",
             )
-        call_id = self._tokenizer.id_of(CALL_OPEN) if has_tools else None
-        return (close_id,) if call_id is None else (close_id, call_id)
+        return close_id
 
 
 def _fitted(ids: list[int], request: SamplingFields, param: str, window: int) -> list[int]:

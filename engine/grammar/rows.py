@@ -10,6 +10,7 @@ run in order: each waits for the one before it, which was queued earlier, so it 
 that keeps it from running.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -35,6 +36,10 @@ class GrammarRows:
         self._rows: list[_Row | None] = [None] * num_slots
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar")
         self._compilers = ThreadPoolExecutor(num_threads, thread_name_prefix="grammar-compile")
+
+    @property
+    def token_bytes(self) -> Sequence[bytes]:
+        return self._compiler.vocabulary.token_bytes
 
     def close(self) -> None:
         self._compilers.shutdown(cancel_futures=True)

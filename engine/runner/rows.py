@@ -29,7 +29,7 @@ from engine.request import SamplingParams
 from engine.runner.bad_words import BadWords
 from engine.runner.device import CpuDevice, Device
 from engine.runner.dry import Dry
-from engine.runner.thinking import ThinkingBudget
+from engine.runner.thinking import ThinkingBudget, ThinkingEnds
 from kernels.sampling import MAX_CANDIDATES
 from kernels.sampling.xtc import MAX_THRESHOLD
 
@@ -91,9 +91,17 @@ class Rows:
     """One row per slot, the scratch slot included."""
 
     def __init__(
-        self, *, num_slots: int, num_real_tokens: int, device: Device | None = None
+        self,
+        *,
+        num_slots: int,
+        num_real_tokens: int,
+        token_bytes: Sequence[bytes] = (),
+        device: Device | None = None,
     ) -> None:
-        """`num_slots` counts the scratch slot. Every tensor lives on `device`, by default CPU."""
+        """`num_slots` counts the scratch slot. Every tensor lives on `device`, by default CPU.
+
+        `token_bytes`: see `ThinkingEnds`.
+        """
         self.device = device or CpuDevice()
         self.num_real_tokens = num_real_tokens
         at = self.device.torch_device
@@ -102,6 +110,8 @@ class Rows:
         self.key_P2 = torch.zeros(num_slots, 2, dtype=torch.int64, device=at)
         self.last_token_P = torch.zeros(num_slots, dtype=torch.int64, device=at)
         self._rows: list[Row | None] = [None] * num_slots
+        self._token_bytes = token_bytes
+        self._thinking_ends: dict[tuple[int, tuple[str, str] | None], ThinkingEnds] = {}
         # Twice the times a token was generated, plus 1 if the prompt has it.
         self.tally_KV = torch.zeros(0, num_real_tokens, dtype=torch.int32, device=at)
         self._free_tallies: list[int] = []
@@ -183,14 +193,14 @@ class Rows:
         sampling = admit.sampling
         if sampling.thinking_budget is None:
             return None
+        kind = (sampling.thinking_end_id, sampling.thinking_call_tags)
+        ends = self._thinking_ends.get(kind)
+        if ends is None:  # of a model there are two: with tools, and without
+            ends = self._thinking_ends[kind] = ThinkingEnds(
+                self._token_bytes, *kind, num_real_tokens=self.num_real_tokens, device=self.device
+            )
         output_ids = admit.ids[admit.num_prompt_tokens :]
-        return ThinkingBudget(
-            sampling.thinking_budget,
-            sampling.thinking_end_ids,
-            output_ids,
-            self.device,
-            has_grammar=sampling.grammar is not None,
-        )
+        return ThinkingBudget(sampling.thinking_budget, ends, output_ids, self.device)
 
     def _ids(self, ids: Iterable[int]) -> torch.Tensor | None:
         real = [i for i in ids if i < self.num_real_tokens]

@@ -101,12 +101,18 @@ class Runner:
         """`num_slots` counts the scratch slot; ids from `num_real_tokens` on are never sampled.
 
         Model, tower and caches are on `device`, by default the CPU. Without `grammars`, no request
-        may have one; without a `tower`, no picture. `fixes_shapes`: see `kernels.backend`.
+        may have one, and thinking ends by its token only; without a `tower`, no picture.
+        `fixes_shapes`: see `kernels.backend`.
         """
         self._model = model
         self._caches = caches
         self._device = device or CpuDevice()
-        self._rows = Rows(num_slots=num_slots, num_real_tokens=num_real_tokens, device=self._device)
+        self._rows = Rows(
+            num_slots=num_slots,
+            num_real_tokens=num_real_tokens,
+            token_bytes=grammars.token_bytes if grammars else (),
+            device=self._device,
+        )
         self._grammars = grammars
         self._unread: deque[tuple[Answer, dict[int, int]]] = deque()  # rows of slots with grammars
         self._pictures = Pictures(

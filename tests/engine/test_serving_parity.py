@@ -178,7 +178,7 @@ def test_dry_xtc_and_thinking_budgets_do_not_depend_on_the_batch(
                 xtc_probability=(0.5, 0.0, 1.0)[i % 3],
                 xtc_threshold=0.02,
                 thinking_budget=4 * i + 1,
-                thinking_end_ids=(end_id,),
+                thinking_end_id=end_id,
             ),
         )
         for i, request in enumerate(model.requests)

@@ -80,7 +80,7 @@ KINDS = (
         dry_breakers=((3, 12),),
     ),
     SamplingParams(max_tokens=9, seed=12, temperature=0.3, dry_multiplier=2, dry_allowed_length=1),
-    SamplingParams(max_tokens=9, seed=13, thinking_budget=3, thinking_end_ids=(17, 18)),
+    SamplingParams(max_tokens=9, seed=13, thinking_budget=3, thinking_end_id=17),
 )
 
 

@@ -178,17 +178,18 @@ def test_prompt_logprobs_beside_echo(validator: Validator) -> None:
 def test_a_thinking_budget_binds_only_while_thinking(
     validator: Validator, tokenizer: Tokenizer
 ) -> None:
-    def budget(**fields: Any) -> tuple[int | None, tuple[int, ...]]:
+    def budget(**fields: Any) -> tuple[int | None, int, tuple[str, str] | None]:
         sampling = of_chat(validator, **fields).sampling
-        return sampling.thinking_budget, sampling.thinking_end_ids
+        return sampling.thinking_budget, sampling.thinking_end_id, sampling.thinking_call_tags
 
-    close_id, call_id = tokenizer.id_of("</think>"), tokenizer.id_of("<tool_call>")
-    assert budget(thinking_token_budget=0) == (0, (close_id,))
-    assert budget(thinking_token_budget=99, tools=[TOOL]) == (99, (close_id, call_id))
-    assert budget(thinking_token_budget=9, tools=[TOOL], tool_choice="none") == (9, (close_id,))
+    close_id, tags = tokenizer.id_of("</think>"), ("<tool_call>", "<function=")
+    assert close_id is not None
+    assert budget(thinking_token_budget=0) == (0, close_id, None)
+    assert budget(thinking_token_budget=99, tools=[TOOL]) == (99, close_id, tags)
+    assert budget(thinking_token_budget=9, tools=[TOOL], tool_choice="none") == (9, close_id, None)
     off = {"chat_template_kwargs": {"enable_thinking": False}}
-    assert budget(thinking_token_budget=5, **off) == (None, ())
-    assert budget(thinking_token_budget=None) == (None, ())
+    assert budget(thinking_token_budget=5, **off) == (None, -1, None)
+    assert budget(thinking_token_budget=None) == (None, -1, None)
     for wrong in (-1, 1.5, True, "5"):
         assert refusal(of_chat, validator, thinking_token_budget=wrong).param == (
             "thinking_token_budget"
