@@ -26,6 +26,7 @@ from engine.model.mrope import Grid
 from engine.plan import Slice
 from engine.request import Media
 from engine.runner.device import Device
+from engine.runner.faults import is_device_lost
 from engine.runner.feature_cache import FeatureCache
 
 _log = logging.getLogger(__name__)
@@ -115,9 +116,9 @@ class Pictures:
         if picture.feature_MD is None:
             try:
                 picture.feature_MD = self._encode(media)
-            except torch.AcceleratorError:
-                raise
             except (RuntimeError, MemoryError) as error:  # of memory, mostly
+                if is_device_lost(error):
+                    raise
                 _log.error(
                     "a picture of %d x %d in request %s could not be encoded",
                     media.width,

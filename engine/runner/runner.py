@@ -31,6 +31,7 @@ from engine.plan import PAGE_TOKENS, SCRATCH, Admit, DeviceLost, Slice, StepPlan
 from engine.runner.answer import Answer, Drawn, Scores
 from engine.runner.batch import BatchBuilder, SampledRows
 from engine.runner.device import CpuDevice, Device
+from engine.runner.faults import is_device_lost
 from engine.runner.graphs import DecodeGraphs
 from engine.runner.pictures import Pictures, Tower
 from engine.runner.positions import SlotPositions
@@ -79,7 +80,9 @@ class LaunchedStep:
             deadline = time.monotonic() + timeout
             answer = self._begun.result(timeout)
             return answer.result(max(0.0, deadline - time.monotonic()))
-        except torch.AcceleratorError as error:
+        except RuntimeError as error:
+            if not is_device_lost(error):
+                raise
             raise DeviceLost(str(error)) from error
 
 

@@ -18,6 +18,7 @@ from engine.request import Media
 from engine.runner.device import CpuDevice
 from engine.runner.pictures import Pictures
 from engine.runner.positions import SlotPositions
+from tests.engine.runner.test_faults import LOST
 
 SIDE = 8
 
@@ -175,12 +176,14 @@ def test_a_failure_is_its_request_s_own(error: Exception, caplog: pytest.LogCapt
     assert unencoded == ["r1", "r1"]
 
 
-def test_a_broken_device_is_not_a_failed_picture() -> None:
+@pytest.mark.parametrize("error", LOST, ids=str)
+def test_a_broken_device_is_not_a_failed_picture(error: RuntimeError) -> None:
     pictures, tower = make()
     pictures.admit(1, (media(5, 1, 2, 2),))
-    tower.error = torch.AcceleratorError("CUDA error: an illegal memory access")
-    with pytest.raises(torch.AcceleratorError):
+    tower.error = error
+    with pytest.raises(RuntimeError) as raised:
         pictures.features((part(1, 0, 3),), [])
+    assert raised.value is error
 
 
 def test_pixels_that_are_not_what_was_said_fail_the_picture() -> None:
