@@ -14,5 +14,9 @@ NUM_ARRIVALS = 4096
 
 @functools.cache
 def arrivals(device: torch.device) -> torch.Tensor:
-    """int32 zeros that stay where they are, also for captured graphs."""
+    """int32 zeros that stay where they are, also for captured graphs.
+
+    `device` is a tensor's own, which has a number: "cuda" alone would be given other counters.
+    """
+    assert device.type != "cuda" or device.index is not None, f"{device} has no number"
     return torch.zeros(NUM_ARRIVALS, dtype=torch.int32, device=device)

@@ -22,7 +22,7 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 def device() -> Generator[torch.device]:
     """Where the kernel under test runs; the reference may run wherever its inputs lie."""
     if torch.cuda.is_available():
-        yield torch.device("cuda")
+        yield torch.device("cuda", torch.cuda.current_device())
     else:
         with interpreting():
             yield torch.device("cpu")
