@@ -28,6 +28,7 @@ from engine.runner.tensors import allocate_caches
 from engine.worker import Built
 from engine.worker import main as run_worker
 from kernels.cpu_build import build_all
+from kernels.devices import TARGETS
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def build(config: EngineConfig) -> Built:
     """Load the weights, size the caches by arithmetic, allocate them. Raises ValueError."""
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    device = _choose_device(config)
+    device, warnings = choose_device(config.device, captures=not config.enforce_eager)
     if isinstance(device, CpuDevice):
         build_all()  # now, not in the first request
     model_dir = Path(config.model_dir)
@@ -98,20 +99,31 @@ def build(config: EngineConfig) -> Built:
             cache_bytes=(memory.num_pages + 1) * memory.page_bytes
             + (memory.num_slots + memory.num_saved_slots + 1) * memory.slot_bytes,
             serves_media=loaded.tower is not None,
-            warnings=memory.warnings,
+            warnings=(*warnings, *memory.warnings),
         ),
     )
 
 
-def _choose_device(config: EngineConfig) -> CpuDevice | CudaDevice:
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device {config.device} is not one of auto, cpu, cuda")
-    has_gpu = config.device != "cpu" and torch.cuda.is_available()
-    if has_gpu:
-        return CudaDevice(captures=not config.enforce_eager)
-    if config.device == "cuda":
-        raise ValueError("device cuda: torch finds no CUDA device it can use")
-    return CpuDevice()
+def choose_device(name: str, *, captures: bool) -> tuple[CpuDevice | CudaDevice, tuple[str, ...]]:
+    """The device that `name` (auto, cpu, cuda) stands for here, and what is to be said about it.
+
+    `captures`: a GPU's steps become graphs. Raises ValueError.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device {name} is not one of auto, cpu, cuda")
+    if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise ValueError("device cuda: torch finds no CUDA device it can use")
+        return CpuDevice(), ()
+    major, minor = torch.cuda.get_device_capability(0)
+    least = min(target.capability for target in TARGETS)
+    if 10 * major + minor >= least:
+        return CudaDevice(captures=captures), ()
+    gpu, needed = torch.cuda.get_device_name(0), f"{least // 10}.{least % 10}"
+    has = f"has compute capability {major}.{minor}, and {needed} or more is needed"
+    if name == "cuda":
+        raise ValueError(f"device cuda: {gpu} {has}")
+    return CpuDevice(), (f"{gpu} is not used: it {has}; serving on the CPU",)
 
 
 def _plan_memory(
