@@ -19,9 +19,10 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
+from server.constraints.effort import Effort, param_of
 from server.constraints.refs import followed
 from server.constraints.regex import literal
-from server.constraints.schema import Schema, check_size, normalized, param_of
+from server.constraints.schema import Schema, check_size, normalized
 from server.constraints.strings import (
     ANY,
     ANY_TEXT,
@@ -74,6 +75,7 @@ class CallGrammar:
     ) -> None:
         """`only`: the tool of that name is the only one that may be called."""
         self._limits = limits
+        self._effort = Effort(limits)
         self._lines: list[str] = []
         self._num_chars = 0
         self._terminals: dict[str, str] = {}  # expression -> name
@@ -144,7 +146,10 @@ class CallGrammar:
                 continue
             _check_key(key, path)
             place = f"{path}.properties.{key}"
-            value = self._value(value_schema, parameters, types.types(key), place)
+            before = types.num_read
+            names = types.types(key)
+            self._effort.spend((types.num_read - before) / 4, place)
+            value = self._value(value_schema, parameters, names, place)
             part = f"{_quoted(f'<parameter={key}>{chr(10)}')} {value}"
             parts.append(part if key in required else f"({part})?")
             self._count(part, path)
@@ -166,11 +171,11 @@ class CallGrammar:
 
     def _value(self, schema: Any, root: Any, types: Types, path: str) -> str:
         """What stands between a parameter's tag and the next tag."""
-        normal = normalized(schema, path=path, root=root, limits=self._limits)
+        normal = normalized(schema, path=path, root=root, limits=self._limits, effort=self._effort)
         closer = _quoted("\n</parameter>\n")
         if "string" not in types.names:
             return f"{self._json(normal)} {closer}"
-        text = terminal_of_strings(normal, path)
+        text = terminal_of_strings(normal, path, self._effort)
         others = sorted(types.names - {"string"})
         choices: list[str] = []
         if text is not None:

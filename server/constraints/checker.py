@@ -19,7 +19,7 @@ from typing import Protocol
 import msgspec
 
 from server.child import Child, ReadFrame
-from server.constraints.schema import param_of, shortened
+from server.constraints.effort import param_of, shortened
 from server.constraints.worker import Answer, Ask
 from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits

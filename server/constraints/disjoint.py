@@ -8,6 +8,8 @@ from server.constraints.refs import Schema, followed
 def are_disjoint(branches: list[Any], root: Any) -> bool:
     """Whether no value can fit two branches: by their types, or by a property that tells."""
     found = [followed(root, branch) for branch in branches]
+    if len(set(map(id, found))) < len(found):  # the same, referred to twice
+        return False
     types = [names for branch in found if (names := _types_of(branch)) is not None]
     if len(types) == len(found) and not _overlap(types):
         return True

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from server.constraints.effort import param_of
 from server.constraints.regex import literal
-from server.constraints.schema import param_of
 from server.errors import BadRequest
 
 MAX_GRAMMAR_CHARS = 1 << 20

@@ -20,8 +20,9 @@ import msgspec
 from engine import GrammarSpec
 from server.constraints.calls import MAX_CALLS, CallGrammar, json_text
 from server.constraints.checker import Checks
+from server.constraints.effort import param_of
 from server.constraints.regex import UnsupportedRegex, whole
-from server.constraints.schema import WHITESPACE, normalized, param_of
+from server.constraints.schema import WHITESPACE, normalized
 from server.constraints.structural_tags import StructuralGrammar
 from server.errors import BadRequest
 from server.json_body import decode_object

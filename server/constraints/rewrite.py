@@ -25,6 +25,7 @@ from typing import Any, cast
 from server.constraints.refs import followed
 
 MAX_BRANCHES = 64
+MAX_DEPENDENCIES = 256
 MAX_ARRAYS = 2000  # arrays that unique items may make
 
 Schema = dict[str, Any]
@@ -112,16 +113,17 @@ def _conditions(schema: Schema, root: Any) -> Schema | bool | None:
     listed = cast(list[Any], schema.get("allOf") or [])
     inner = [b for b in listed if isinstance(b, dict) and "if" in b and set(b) <= {*_CONDITION}]
     conditions = [c for c in (*own, *cast(list[Schema], inner)) if len(c) > 1]
+    if len(conditions) > MAX_BRANCHES:
+        return None
     rest = _without(schema, *_CONDITION)
     if inner:
-        others = [branch for branch in listed if branch not in inner]
+        taken = set(map(id, cast(list[Schema], inner)))
+        others = [branch for branch in listed if id(branch) not in taken]
         rest = {**rest, "allOf": others} if others else _without(rest, "allOf")
     elif not own:
         return schema
     if not conditions:
         return rest
-    if len(conditions) > MAX_BRANCHES:
-        return None
     tests = [_test(condition["if"], root) for condition in conditions]
     name = tests[0][0] if tests[0] is not None else None
     if name is None or any(test is None or test[0] != name for test in tests):
@@ -131,7 +133,8 @@ def _conditions(schema: Schema, root: Any) -> Schema | bool | None:
         return None
     branches: dict[tuple[bool, ...], list[Any]] = {}
     for value in values:
-        came = tuple(_text(value) in test[1] for test in tests if test is not None)
+        text = _text(value)
+        came = tuple(text in test[1] for test in tests if test is not None)
         branches.setdefault(came, []).append(value)
         if len(branches) > MAX_BRANCHES:
             return None
@@ -180,7 +183,7 @@ def _test(condition: Any, root: Any) -> tuple[str, frozenset[str], bool] | None:
 def _dependencies(keyword: str) -> Callable[[Schema, Any], Schema | bool | None]:
     def rewrite(schema: Schema, root: Any) -> Schema | bool | None:
         listed = schema[keyword]
-        if not isinstance(listed, dict):
+        if not isinstance(listed, dict) or len(cast(Schema, listed)) > MAX_DEPENDENCIES:
             return None
         branches: list[Schema] = [_without(schema, keyword)]
         for name, demand in cast(Schema, listed).items():

@@ -22,6 +22,7 @@ from typing import Any, NoReturn, cast
 import msgspec
 
 from server.constraints.disjoint import are_disjoint
+from server.constraints.effort import Effort, param_of, shortened
 from server.constraints.finite import has_finite_value
 from server.constraints.formats import FORMATS
 from server.constraints.refs import resolved
@@ -31,7 +32,6 @@ from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits
 
 MAX_FACTOR = 10_000  # significant digits of a `multipleOf`: it costs an automaton of that size
-MAX_PATH_CHARS = 150
 
 # A blank or a line break with some indentation, once between two tokens of JSON: a grammar allows
 # `whitespace_pattern` at most once in a place, so the whitespace of a bounded schema is bounded.
@@ -91,17 +91,23 @@ class _Place:
 
 
 def normalized(
-    schema: Any, *, path: str, root: Any = None, limits: Limits = DEFAULT_LIMITS
+    schema: Any,
+    *,
+    path: str,
+    root: Any = None,
+    limits: Limits = DEFAULT_LIMITS,
+    effort: Effort | None = None,
 ) -> Schema:
     """The schema for the engine. `root` is what references point into: by default `schema`, else
-    one whose size was checked.
+    one whose size was checked. `effort` is that of all schemas of the request.
 
     Raises BadRequest, which names the part by its path from `path` on.
     """
     if root is None:
         check_size(schema, path, limits)
-    result = _Normalizer(schema if root is None else root, path, limits).run(schema)
-    if not has_finite_value(result):
+    effort = effort or Effort(limits)
+    result = _Normalizer(schema if root is None else root, path, limits, effort).run(schema)
+    if not has_finite_value(result, effort, path):
         raise BadRequest(f"{path} has no value that ever ends", param=param_of(path))
     return result
 
@@ -112,24 +118,16 @@ def check_size(schema: Any, path: str, limits: Limits) -> None:
         raise BadRequest(f"{path} is larger than {most} bytes", param=param_of(path))
 
 
-def param_of(path: str) -> str:
-    """The request field that a path begins with."""
-    return path.split(".", 1)[0]
-
-
-def shortened(path: str) -> str:
-    """A path as it is told: it may hold names of the client's."""
-    return path if len(path) <= MAX_PATH_CHARS else f"{path[:40]}...{path[-MAX_PATH_CHARS + 43 :]}"
-
-
 class _Normalizer:
-    def __init__(self, root: Any, path: str, limits: Limits) -> None:
+    def __init__(self, root: Any, path: str, limits: Limits, effort: Effort) -> None:
         self._limits = limits
+        self._effort = effort
         self._root = root
         self._path = path
         self._num_properties = 0
         self._num_values = 0
-        self._names: dict[tuple[str, bool], str] = {}  # (reference, combined) -> name in `$defs`
+        # (id of a target, combined) -> name in `$defs`; what is in the root keeps its id
+        self._names: dict[tuple[int, bool], str] = {}
         self._todo: list[tuple[str, Any, bool]] = []
 
     def run(self, schema: Any) -> Schema:
@@ -153,6 +151,7 @@ class _Normalizer:
         most = self._limits.max_schema_depth
         if place.depth > most:
             self._refuse(place, f"is nested deeper than {most} schemas")
+        self._effort.spend(1 + _size(cast(Schema, node)) / 32, place.path)
         schema = {k: v for k, v in cast(Schema, node).items() if v is not None or k == "const"}
         simpler = rewritten(schema, self._root)
         if isinstance(simpler, bool):
@@ -267,17 +266,18 @@ class _Normalizer:
         if not value.startswith("#"):
             self._refuse(at, "must be a reference inside the schema")
         inner = combined or any(k in schema for k in _ON_OBJECTS if k != "$ref")
-        key = (value, inner)
+        try:
+            target = resolved(self._root, value)
+        except KeyError:
+            self._refuse(at, "points at nothing in the schema")
+        key = (id(target), inner)
         if key not in self._names:
-            try:
-                target = resolved(self._root, value)
-            except KeyError:
-                self._refuse(at, "points at nothing in the schema")
             self._names[key] = f"d{len(self._names)}"
             self._todo.append((self._names[key], target, inner))
         return f"#/$defs/{self._names[key]}"
 
     def _count_values(self, keyword: str, value: Any, at: _Place) -> None:
+        self._effort.spend(len(msgspec.json.encode(value)) / 256, at.path)
         if not _is_kept_exactly(value):
             self._refuse(at, "holds an integer past 2**53, which would lose digits")
         if keyword == "const":
@@ -292,6 +292,7 @@ class _Normalizer:
     def _pattern(self, value: Any, at: _Place) -> str:
         if not isinstance(value, str):
             self._refuse(at, "must be a regular expression")
+        self._effort.spend(len(value) / 16, at.path)
         try:
             return f"^(?:{found(value, self._limits.max_repeat)})$"
         except UnsupportedRegex as error:
@@ -339,11 +340,11 @@ class _Normalizer:
                     bounds[f"exclusive{end}"] = bounds.pop(end.lower())
         for keyword, value in bounds.items():
             at = place / keyword
-            if type(value) not in (int, float) or not math.isfinite(value):
+            if type(value) not in (int, float) or (type(value) is float and math.isinf(value)):
                 self._refuse(at, "must be a number")
             if keyword == "multipleOf":
                 digits = Decimal(repr(value)).normalize().as_tuple().digits
-                if value <= 0 or int("".join(map(str, digits))) > MAX_FACTOR:
+                if not 0 < value <= _LARGEST or int("".join(map(str, digits))) > MAX_FACTOR:
                     self._refuse(at, f"must have digits that make at most {MAX_FACTOR}")
                 result[keyword] = value
             else:
@@ -386,6 +387,11 @@ class _Normalizer:
 
     def _refuse(self, place: _Place, rule: str) -> NoReturn:
         raise BadRequest(f"{shortened(place.path)} {rule}", param=param_of(self._path))
+
+
+def _size(node: Schema) -> int:
+    """How much there is to read in a schema itself, besides the schemas in it."""
+    return len(node) + sum(len(cast(Any, v)) for v in node.values() if isinstance(v, list | dict))
 
 
 def _is_kept_exactly(value: Any) -> bool:

@@ -6,9 +6,10 @@ keywords. Schemas here are normalised ones (see `schema`).
 
 from typing import Any, cast
 
+from server.constraints.effort import Effort, param_of
 from server.constraints.formats import FORMATS
 from server.constraints.regex import ANYTHING, literal
-from server.constraints.schema import Schema, param_of
+from server.constraints.schema import Schema
 from server.errors import BadRequest
 
 ANY = ""  # every string
@@ -16,9 +17,9 @@ NONE = None  # no string
 ANY_TEXT = f"/{ANYTHING}/"
 
 
-def terminal_of_strings(schema: Schema, path: str) -> str | None:
+def terminal_of_strings(schema: Schema, path: str, effort: Effort) -> str | None:
     """A terminal's expression for the strings that fit `schema`; `ANY` and `NONE` as above."""
-    return _Reader(cast(Schema, schema.get("$defs", {})), path).strings(schema, ())
+    return _Reader(cast(Schema, schema.get("$defs", {})), path, effort).strings(schema, ())
 
 
 def terminal_of_literals(values: frozenset[str] | list[str]) -> str:
@@ -26,7 +27,8 @@ def terminal_of_literals(values: frozenset[str] | list[str]) -> str:
 
 
 class _Reader:
-    def __init__(self, defs: Schema, path: str) -> None:
+    def __init__(self, defs: Schema, path: str, effort: Effort) -> None:
+        self._effort = effort
         self._defs = defs
         self._path = path
 
@@ -45,7 +47,9 @@ class _Reader:
                 return NONE
             if part != ANY:
                 parts.append(part)
-        return " & ".join(dict.fromkeys(parts))
+        text = " & ".join(dict.fromkeys(parts))
+        self._effort.spend(0.25 + len(text) / 512, self._path)
+        return text
 
     def _part(self, keyword: str, value: Any, node: Schema, inside: tuple[str, ...]) -> str | None:
         match keyword:

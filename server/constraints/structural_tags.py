@@ -21,6 +21,7 @@ from typing import Any, NoReturn, cast
 
 import msgspec
 
+from server.constraints.effort import Effort, param_of
 from server.constraints.grammar_text import (
     GrammarText,
     Part,
@@ -31,7 +32,7 @@ from server.constraints.grammar_text import (
     without,
 )
 from server.constraints.regex import UnsupportedRegex, whole
-from server.constraints.schema import normalized, param_of
+from server.constraints.schema import normalized
 from server.constraints.strings import ANY_TEXT
 from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits
@@ -66,6 +67,7 @@ class StructuralGrammar:
         """`whitespace` is what the grammar engine is told of the blanks in JSON."""
         self._whitespace = whitespace
         self._limits = limits
+        self._effort = Effort(limits)
         self._path = path
         self._text = GrammarText("tag", path)
         self.schemas: dict[str, str] = {}  # by path, as JSON: what JSON in it has to fit
@@ -159,7 +161,9 @@ class StructuralGrammar:
         if fields.get("max_whitespace_cnt") is not None:
             whitespace = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
         at = place / "json_schema"
-        normal = normalized(fields["json_schema"], path=at.path, limits=self._limits)
+        normal = normalized(
+            fields["json_schema"], path=at.path, limits=self._limits, effort=self._effort
+        )
         schema = {"x-guidance": whitespace, **normal}
         self.schemas[at.path] = msgspec.json.encode(fields["json_schema"]).decode()
         return Part(self._text.rule(f"%json {msgspec.json.encode(schema).decode()}"), regular=False)

@@ -10,6 +10,7 @@ import re
 import resource
 import sys
 import time
+import traceback
 from typing import Any
 
 import msgspec
@@ -134,7 +135,16 @@ def main() -> None:
     write_frame(sys.stdout.buffer, Answer())  # ready: the clock of the first question starts now
     while (body := read_frame(sys.stdin.buffer)) is not None:
         ask = msgspec.msgpack.decode(body, type=Ask)
-        write_frame(sys.stdout.buffer, compiled(compiler, ask))
+        write_frame(sys.stdout.buffer, _answer(compiler, ask))
+
+
+def _answer(compiler: GrammarCompiler, ask: Ask) -> Answer:
+    """As `compiled`; what we did not think of refuses a grammar, and is told to the operator."""
+    try:
+        return compiled(compiler, ask)
+    except Exception as error:
+        traceback.print_exc()
+        return Answer(error=repr(error))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class Parameters:
     """The parameters of one tool. With None: of a tool nobody declared, all strings."""
 
     def __init__(self, schema: Any) -> None:
+        self.num_read = 0  # subschemas that were looked at, each as often as it was
         self._schema = schema
         self._types: dict[str, Types | None] = {}
 
@@ -55,6 +56,7 @@ class Parameters:
             found = list(reader.properties(self._schema, key))
             names = reader.names({"anyOf": found}) or _STRING
             self._types[key] = Types(names, frozenset(reader.literals)) if found else None
+            self.num_read += reader.num_read
         return self._types[key]
 
 
@@ -63,12 +65,14 @@ class _Reader:
 
     def __init__(self, root: Any) -> None:
         self._root = root
+        self.num_read = 0
         self._searched: set[str] = set()  # references
         self._names: dict[str, frozenset[str] | None] = {}  # by reference
         self.literals: set[str] = set()  # the strings met in enums by `names`
 
     def properties(self, schema: Any, key: str, depth: int = 0) -> Iterator[Any]:
         """What the properties of `schema`, however combined, say of `key`."""
+        self.num_read += 1
         if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
             return
         properties = schema.get("properties")
@@ -84,6 +88,7 @@ class _Reader:
 
     def names(self, schema: Any, depth: int = 0) -> frozenset[str] | None:
         """The type names that every keyword of `schema` allows. None: it does not say."""
+        self.num_read += 1
         if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
             return None
         said = [names for names in self._each_keyword(schema, depth) if names is not None]

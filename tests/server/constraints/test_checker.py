@@ -2,9 +2,11 @@ import json
 import threading
 import time
 
+import msgspec
 import pytest
 
 from engine import GrammarCompiler
+from server.constraints import worker
 from server.constraints.checker import (
     Asking,
     GivenUp,
@@ -57,6 +59,31 @@ def test_finds_terminals_that_match_nothing(checker: GrammarChecker):
     assert checker.check(grammar, "tools", {"/a+/": "tools.0"}) == grammar
     with pytest.raises(BadRequest, match=r"tools\.1 allows no value"):
         checker.check(grammar, "tools", {"/a+/": "tools.0", "/a/ & /b/": "tools.1"})
+
+
+def test_a_fault_of_ours_refuses_the_grammar_and_leaves_the_worker(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    asked = [msgspec.msgpack.encode(Ask("x")), msgspec.msgpack.encode(Ask(GOOD)), None]
+    answers: list[Answer] = []
+
+    def answer(compiler: GrammarCompiler, ask: Ask) -> Answer:
+        if ask.grammar == "x":
+            raise ZeroDivisionError
+        return compiled(compiler, ask)
+
+    monkeypatch.setattr(worker, "compiled", answer)
+    monkeypatch.setattr(worker, "byte_compiler", lambda: compiler)
+    monkeypatch.setattr(worker, "read_frame", lambda stream: asked.pop(0))
+    monkeypatch.setattr(worker, "write_frame", lambda stream, message: answers.append(message))
+    monkeypatch.setattr(worker.os, "nice", lambda more: 0)
+    monkeypatch.setattr(worker.resource, "setrlimit", lambda what, limits: None)
+    worker.main()
+    ready, refusal, good = answers
+    assert ready == Answer()
+    assert refusal.error == "ZeroDivisionError()"
+    assert good == Answer(GOOD)
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_a_worker_that_was_killed_costs_nobody_an_answer():
@@ -187,6 +214,8 @@ def test_grammars_of_clients_are_read(compiler: GrammarCompiler, text: str):
         json.dumps({"grammars": []}),
         "\0",
         'root ::= "' + "\\" * 10_001,
+        'start: %json {"type": "integer", "minimum": 1' + "0" * 400 + "}",
+        'start: %json {"const": 1' + "0" * 5000 + "}",
     ],
 )
 def test_broken_grammars_are_answered(compiler: GrammarCompiler, text: str):

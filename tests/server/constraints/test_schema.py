@@ -52,6 +52,8 @@ BOUNDED: list[Any] = [
     {"type": "integer", "multipleOf": 9973, "minimum": 3},
     {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
     {"type": "integer", "minimum": 2**62 + 1, "maximum": 2**62 + 9999},
+    {"type": "integer", "minimum": -(10**400), "maximum": 10**400},
+    {"type": "number", "exclusiveMinimum": 0, "maximum": 10**400},
     {"type": "number", "minimum": 0.25, "exclusiveMaximum": 1.5},
     {"type": "number", "minimum": -1e300, "maximum": 1e300},
     {"minimum": 3, "exclusiveMinimum": True},
@@ -101,6 +103,9 @@ OPEN: list[Any] = [
     {"type": "string", "minLength": 2, "pattern": "^x"},
 ]
 WHAT_IS_WRONG: list[tuple[Any, str]] = [
+    ({"type": "integer", "multipleOf": 10**400}, "multipleOf must have digits"),
+    ({"enum": [1, 10**400]}, "enum holds an integer past 2**53"),
+    ({"type": "integer", "minimum": 10**400}, "minimum is further from zero"),
     ({"type": "array", "uniqueItems": True}, "guided_json.uniqueItems is not supported"),
     (
         {"properties": {"a": {"not": {"minimum": 3}}}},
