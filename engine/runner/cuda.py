@@ -9,6 +9,7 @@ Pinned memory that `upload` and `copy_out` take comes from torch's cache of such
 a block out again only when the copies that used it are done.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,7 @@ class CudaDevice:
         self.captures = captures
         self._way_back = torch.cuda.Stream(self.torch_device)
         self._graph_pool = torch.cuda.graph_pool_handle()  # one for all: they never run at once
+        self._failed_graphs: list[torch.cuda.CUDAGraph] = []
 
     @property
     def name(self) -> str:
@@ -72,9 +74,27 @@ class CudaDevice:
             # thread_local: the loop's thread may look at events meanwhile.
             with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
                 result = run()
-        finally:
+        except BaseException:
             torch.cuda.set_stream(main)  # a failed capture leaves the thread on its own stream
+            self._give_up(graph)
+            raise
+        torch.cuda.set_stream(main)
         return _CudaGraph(graph, result)
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Undo what a failed capture may have left of itself in torch's allocator.
+
+        While one is under way, the allocator keeps all memory that another stream used, as every
+        result that is copied out, and takes no other capture into the pool. Not every torch ends
+        that when a failed capture ends (pytorch/pytorch#180395). What the allocator asks whether
+        memory is a capture's refers to the graph, so that is kept.
+        """
+        self._failed_graphs.append(graph)
+        with contextlib.suppress(RuntimeError):  # "not currently recording": torch ended it
+            torch._C._cuda_endAllocateToPool(  # pyright: ignore[reportPrivateUsage]
+                self.torch_device.index, self._graph_pool
+            )
+        self._graph_pool = torch.cuda.graph_pool_handle()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
