@@ -203,10 +203,10 @@ def test_graphs_are_captured_when_idle_smallest_first_and_then_replayed() -> Non
     wait_until(lambda: bench.runner._graphs.is_complete)
     log = [e for e in bench.device.take_log() if e.startswith(("capture", "model", "replay"))]
     assert log == [
-        *("model 4+0", "capture 0"),  # three rows were missed once
-        *("model 1+0", "capture 1"),
-        *("model 2+0", "capture 2"),
-        *("model 8+0", "capture 3"),
+        *("model 4+0", "capture 0", "model 4+0"),  # three rows were missed once
+        *("model 1+0", "capture 1", "model 1+0"),
+        *("model 2+0", "capture 2", "model 2+0"),
+        *("model 8+0", "capture 3", "model 8+0"),
     ]
     bench.device.finish()
     book_step(bench.runner, lives)
@@ -341,6 +341,8 @@ def test_mixed_traffic_over_graphs_gives_solo_texts(seed: int) -> None:
 
 class FakeGrammars:
     """Allows even ids after an odd one and the other way round, and notes who asks when."""
+
+    token_bytes = ()
 
     def __init__(self) -> None:
         self.log: list[str] = []
