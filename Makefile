@@ -1,7 +1,7 @@
 # make serve    install into a virtual environment and serve; ARGS="MODEL --port 9000 ..." go along
 # make test     every check, in one go: ruff, ruff format, pyright, pytest; fails if one of them does
 # make gpu      on a machine with a GPU: the tests that need one, then one table of steps and
-#               kernels against their floors
+#               kernels against their floors, whatever the tests say; fails if either does
 # make lock     write deploy/requirements-*.txt anew: what the images install, by hash
 #
 # Tests compute on one thread each: on a busy machine OpenMP's threads wait for one another.
@@ -36,8 +36,10 @@ test: $(VENV)/installed-for-tests
 	if [ -n "$$failed" ]; then echo "failed:$${failed%,}" >&2; exit 1; fi
 
 gpu: $(VENV)/installed-for-tests
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m tests.benchmarks.gpu_table
+	@failed=; \
+	$(BIN)/python -m pytest -m gpu || failed="$$failed tests,"; \
+	$(BIN)/python -m tests.benchmarks.gpu_table || failed="$$failed table,"; \
+	if [ -n "$$failed" ]; then echo "failed:$${failed%,}" >&2; exit 1; fi
 
 lock: | $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
