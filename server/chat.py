@@ -72,6 +72,7 @@ class ChatChoice:
             tools=valid.tools,
             max_calls=None if valid.parallel_tool_calls else 1,
             content_is_bound=valid.content_is_bound,
+            bound_calls=valid.bound_calls,
         )
         self._shows_reasoning = valid.include_reasoning
         self._wants_logprobs = valid.logprobs

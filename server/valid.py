@@ -69,6 +69,7 @@ class ValidChat:
     tools: tuple[dict[str, Any], ...] | None
     thinking: bool  # the prompt ends inside an open <think> block
     content_is_bound: bool = False  # by a grammar
+    bound_calls: frozenset[str] = frozenset()  # tools whose calls are
     include_reasoning: bool = True
     parallel_tool_calls: bool = True
     logprobs: bool = False  # `generation.sampling.num_logprobs` is then set

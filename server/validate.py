@@ -19,7 +19,7 @@ import msgspec
 from engine import Media, ModelConfig, SamplingParams
 from server.chat_prompt import ChatPrompter, check_chars
 from server.checkpoint_text import GenerationDefaults
-from server.constraints import FIELDS, ConstraintReader, binds_content
+from server.constraints import FIELDS, ConstraintReader, binds_content, bound_calls
 from server.dry_breakers import DryBreakers
 from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits
@@ -195,6 +195,7 @@ class Validator:
             tools=tools,
             thinking=thinking,
             content_is_bound=binds_content(constraints),
+            bound_calls=bound_calls(constraints),
             include_reasoning=request.include_reasoning,
             parallel_tool_calls=request.parallel_tool_calls,
             logprobs=request.logprobs,

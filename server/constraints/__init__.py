@@ -14,7 +14,7 @@ checker   compiles what came out in a process that can be killed (`worker`); `gr
 
 from server.constraints.checker import GrammarChecker, KnownGrammars, NotCompiled
 from server.constraints.grammar_queue import GrammarQueue
-from server.constraints.reader import FIELDS, ConstraintReader, binds_content
+from server.constraints.reader import FIELDS, ConstraintReader, binds_content, bound_calls
 
 __all__ = [
     "FIELDS",
@@ -24,4 +24,5 @@ __all__ = [
     "KnownGrammars",
     "NotCompiled",
     "binds_content",
+    "bound_calls",
 ]

@@ -11,7 +11,8 @@
 Forced markup has no free whitespace. Parameters come in the order of the schema; required ones must
 come, others may. A value that the parser of answers takes for a string is raw text, any other is
 JSON. What a value is, is asked of that parser (`server.parse.schema`), so the two cannot differ;
-and raw text never holds what the parser would take for the value's end, or for another type.
+and raw text never holds what the parser would take for the value's end, or for another type. In
+JSON that is bound here the parser knows that a string ends at its quote, whatever is in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from server.constraints.strings import (
     terminal_of_literals,
     terminal_of_strings,
 )
+from server.constraints.value_text import VALUE_TEXT
 from server.errors import BadRequest
 from server.limits import DEFAULT_LIMITS, Limits
 from server.parse.schema import Parameters, Types
@@ -37,13 +39,6 @@ MAX_CALLS = 32  # in one answer, where calls are forced
 MAX_GRAMMAR_CHARS = 1 << 20
 MAX_KEY_CHARS = 256  # what the parser of answers reads
 
-# What the parser takes for the end of a value that has not ended.
-_SPACE = r"[\s\x1c-\x1f]*"
-_ENDS_VALUE = (
-    r"/(?s:.*)(?:<\/parameter>|\n<parameter=[^<>\n]+>"
-    rf"|<\/function>{_SPACE}<(?:\/tool_call>|tool_call>|function=))(?s:.*)"
-    r"|<parameter=[^<>\n]+>(?s:.*)/"
-)
 # Text that is nothing but a string, whatever else a value may be: it begins with a letter, and is
 # no word of JSON or Python.
 _ONLY_STRING = (
@@ -193,7 +188,7 @@ class CallGrammar:
 
     def _raw(self, text: str, closer: str, path: str) -> str:
         said = f" & {text}" if text != ANY else ""
-        expression = f"({ANY_TEXT} & ~{_ENDS_VALUE}{said}) {closer}"
+        expression = f"({VALUE_TEXT}{said}) {closer}"
         if said:
             self.texts.setdefault(expression, path)
         return self._terminal(expression)

@@ -86,23 +86,22 @@ class ConstraintReader:
         choice = request.get("tool_choice") or "auto"
         if not tools or choice == "none":
             return None if content is None else self._of_content(content, after_token_id)
+        bound = bound_calls(request)
         one_call = request.get("parallel_tool_calls") is False
         banned = () if call_token_id is None or after_token_id is None else (call_token_id,)
         if choice == "auto":
-            strict = frozenset(_name(tool) for tool in tools if tool["function"].get("strict"))
             at_most = 1 if one_call else None
             if content is not None:
                 spec = self._either(
-                    content, CallGrammar(tools, strict, self._limits), at_most, after_token_id
+                    content, CallGrammar(tools, bound, self._limits), at_most, after_token_id
                 )
                 return _banning(spec, banned)
-            if not strict:
+            if not bound:
                 return None
-            calls = CallGrammar(tools, strict, self._limits)
+            calls = CallGrammar(tools, bound, self._limits)
             grammar = f"start: answer\n{calls.free_text_and_calls(at_most=at_most)}"
             return self._spec(grammar, "tools", None, calls=calls)
         only = None if choice == "required" else cast(str, choice["function"]["name"])
-        bound = frozenset(map(_name, tools) if only is None else (only,))
         calls = CallGrammar(tools, bound, self._limits, only=only)
         lines = calls.calls(at_most=1 if one_call or only is not None else MAX_CALLS)
         grammar = f"start: {_begin(after_token_id)}calls\n{lines}"
@@ -307,6 +306,20 @@ def binds_content(request: Mapping[str, Any]) -> bool:
     kind = cast(dict[str, Any], request.get("response_format") or {}).get("type")
     binds = {name for name, value in wanted.items() if value not in (None, False)} & set(KINDS)
     return kind in ("json_object", "json_schema") or bool(binds - {"structural_tag"})
+
+
+def bound_calls(request: Mapping[str, Any]) -> frozenset[str]:
+    """The tools whose calls have to fit their schemas, in valid fields."""
+    tools = cast(Sequence[Mapping[str, Any]], request.get("tools") or ())
+    match request.get("tool_choice") or "auto":
+        case "none":
+            return frozenset()
+        case "auto":
+            return frozenset(_name(tool) for tool in tools if tool["function"].get("strict"))
+        case "required":
+            return frozenset(map(_name, tools))
+        case named:
+            return frozenset((cast(str, named["function"]["name"]),))
 
 
 def _banning(spec: GrammarSpec, token_ids: tuple[int, ...]) -> GrammarSpec:

@@ -4,8 +4,11 @@ A value is whatever stands between its tag and its end, other tags included, so 
 by what comes behind it: a closer is held back, with the whitespace after it, until the next lexeme
 says whether it closed the value or belongs to it. Between values only tags count; text there is
 no part of any value and is skipped.
+
+Inside a string of JSON that a grammar sees to, tags are data: nothing ends before its quote.
 """
 
+import re
 from collections.abc import Callable
 
 from server.parse.arguments import Arguments
@@ -19,10 +22,37 @@ _FOLLOWERS = {
 }
 
 
-class Call:
-    """Takes the lexemes of one call and writes its arguments."""
+_OPENERS = ("{", "[")
+_TEXT_OR_NULL = frozenset(("string", "null"))
+_QUOTE = re.compile(r'\\.|"', re.DOTALL)
 
-    def __init__(self, parameters: Parameters, write: Callable[[str], None]) -> None:
+
+class _JsonText:
+    """Whether the text so far ends inside a string; escapes outside of one there are none."""
+
+    def __init__(self) -> None:
+        self.in_string = False
+        self._escapes = False  # it ends in a backslash that escapes what comes next
+
+    def add(self, text: str) -> None:
+        text = "\\" * self._escapes + text
+        last = 0
+        for found in _QUOTE.finditer(text):
+            last = found.end()
+            if found[0] == '"':
+                self.in_string = not self.in_string
+        self._escapes = text.endswith("\\") and last < len(text)
+
+
+class Call:
+    """Takes the lexemes of one call and writes its arguments; `is_bound`: a grammar saw to them."""
+
+    def __init__(
+        self, parameters: Parameters, write: Callable[[str], None], *, is_bound: bool = False
+    ) -> None:
+        self._is_bound = is_bound
+        self._json: _JsonText | None = None  # of the value, where it is JSON for certain
+        self._may_be_json = False  # its first character will tell
         self._parameters = parameters
         self._arguments = Arguments(parameters)
         self._write = write
@@ -38,6 +68,9 @@ class Call:
         """Read one lexeme. False: the call ended before it."""
         if not self._in_value:
             return self._between(lexeme)
+        if self._json is not None and self._json.in_string:
+            self._data(lexeme.raw)
+            return True
         if self._closer:
             if lexeme.is_space:
                 self._closer.append(lexeme)
@@ -102,12 +135,27 @@ class Call:
 
     def _start_value(self, key: str) -> None:
         self._write(self._arguments.start(key))
+        types = self._parameters.types(key)
+        self._json = _JsonText() if self._is_bound and "string" not in types.names else None
+        self._may_be_json = (
+            self._is_bound
+            and bool(types.names - _TEXT_OR_NULL)
+            and not any(text.startswith(_OPENERS) for text in types.literals)
+        )
         self._in_value = self._at_value_start = True
         self._begins_line = False
         self._newline = ""
 
     def _data(self, text: str) -> None:
         """More of the value, which loses one newline at each end."""
+        if self._may_be_json and (begin := text.lstrip("\n")[:1]):
+            self._may_be_json = False
+            if (
+                self._json is None and begin in _OPENERS
+            ):  # text that could be something else begins with a letter
+                self._json = _JsonText()
+        if self._json is not None:
+            self._json.add(text)
         self._begins_line = text.endswith("\n")
         if self._at_value_start:
             self._at_value_start = False

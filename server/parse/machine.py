@@ -37,6 +37,8 @@ class OutputParser:
     definitions) there are no calls: their markup is text like any other. Calls after the first
     `max_calls` are read but not reported. `content_is_bound`: a grammar says what content looks
     like, or has calls in its place; tags in it are part of what was asked for, and text.
+    `bound_calls` are the tools whose arguments a grammar makes fit their schemas: JSON in them is
+    JSON for certain.
 
     >>> weather = {
     ...     "type": "function",
@@ -76,11 +78,13 @@ class OutputParser:
         tools: Sequence[Mapping[str, Any]] | None,
         max_calls: int | None = None,
         content_is_bound: bool = False,
+        bound_calls: frozenset[str] = frozenset(),
     ) -> None:
         functions = [tool["function"] for tool in tools or ()]
         self._tools = {f["name"]: Parameters(f.get("parameters")) for f in functions}
         self._max_calls = max_calls
         self._content_is_bound = content_is_bound
+        self._bound_calls = bound_calls
         self._lexer = Lexer(calls=bool(functions))
         self._events: list[Event] = []
         self._thinking = thinking
@@ -245,7 +249,11 @@ class OutputParser:
         if self._reports:
             self._events.append(CallStart(self._num_calls, name))
             self._num_calls += 1
-        self._call = Call(self._tools.get(name, _UNKNOWN), self._write_arguments)
+        self._call = Call(
+            self._tools.get(name, _UNKNOWN),
+            self._write_arguments,
+            is_bound=name in self._bound_calls,
+        )
 
     def _end_call(self) -> None:
         if self._reports:

@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from jsonschema import Draft202012Validator, FormatChecker
 from engine import GrammarSpec
 from server.constraints.calls import MAX_CALLS
 from server.constraints.reader import ConstraintReader
+from server.constraints.value_text import CLOSERS, NEXT_PARAMETER
 from server.errors import BadRequest
 from server.parse import CallArguments, CallEnd, CallStart, Content, OutputParser
 from tests.engine.grammar.sampling import Babbler
@@ -71,9 +73,11 @@ DEFS = {
 EVERYTHING = taking(VALUES, "text", "days", **{"$defs": DEFS})
 
 
-def parsed(tools: list[dict[str, Any]], answer: str) -> tuple[str, list[tuple[str, Any]]]:
+def parsed(
+    tools: list[dict[str, Any]], answer: str, *bound: str
+) -> tuple[str, list[tuple[str, Any]]]:
     """Content and calls, as the server reads them out of an answer."""
-    parser = OutputParser(thinking=False, tools=tools)
+    parser = OutputParser(thinking=False, tools=tools, bound_calls=frozenset(bound))
     content, names, texts, num_ends = "", [], [], 0
     for event in [*parser.feed(answer), *parser.finish(cut=False)]:
         match event:
@@ -110,7 +114,7 @@ def test_each_kind_of_value_fits_its_schema(reader: ConstraintReader, babbler: B
     spec = read(reader, {"tools": tools, "tool_choice": named("f")})
     for seed in range(20):
         answer = babbler.answer(spec, random.Random(seed), free_tokens=40)
-        content, calls = parsed(tools, answer)
+        content, calls = parsed(tools, answer, "f")
         assert content == ""
         assert [name for name, _ in calls] == ["f"]
         check(schema, calls[0][1])
@@ -123,7 +127,7 @@ def test_required_parameters_come_and_others_may(reader: ConstraintReader, babbl
     order = list(VALUES)
     for seed in range(25):
         answer = babbler.answer(spec, random.Random(seed), free_tokens=300)
-        content, calls = parsed(tools, answer)
+        content, calls = parsed(tools, answer, "f")
         assert content == ""
         assert 1 <= len(calls) <= MAX_CALLS
         for _, arguments in calls:
@@ -160,6 +164,79 @@ def test_values_of_real_answers_are_allowed(reader: ConstraintReader, babbler: B
     assert arguments["text"] == values["text"]
     assert arguments["nullable"] is None
     assert arguments["unit"] == values["unit"]
+
+
+MARKUP = "</parameter>\n</function>\n</tool_call>\n<parameter=days>\n7"
+
+
+@pytest.mark.parametrize("value", [MARKUP, f'"{MARKUP}', MARKUP + "\\", "</parameter></function>"])
+def test_markup_inside_of_json_strings_ends_no_value(
+    reader: ConstraintReader, babbler: Babbler, value: str
+):
+    point = taking({"x": STRING}, "x")
+    schema = taking(
+        {"a": point, "b": {"anyOf": [point, STRING]}, "days": {"type": "integer"}}, "a", "b", "days"
+    )
+    tools = [tool("f", schema)]
+    spec = read(reader, {"tools": tools, "tool_choice": "required"})
+    body = "".join(f"<parameter={key}>\n{json.dumps({'x': value})}\n</parameter>\n" for key in "ab")
+    answer = (
+        f"<tool_call>\n<function=f>\n{body}<parameter=days>\n7\n</parameter>\n"
+        "</function>\n</tool_call>"
+    )
+    assert babbler.accepts(spec, answer)
+    expected = {"a": {"x": value}, "b": {"x": value}, "days": 7}
+    assert parsed(tools, answer, "f") == ("", [("f", expected)])
+
+
+def test_text_that_begins_like_json_is_text(reader: ConstraintReader, babbler: Babbler):
+    tools = [tool("f", taking({"a": STRING, "b": NULLABLE, "c": {"enum": ['{"', 3]}}, "a"))]
+    spec = read(reader, {"tools": tools, "tool_choice": "required"})
+    body = "".join(f'<parameter={key}>\n{{"\n</parameter>\n' for key in "abc")
+    answer = f"<tool_call>\n<function=f>\n{body}</function>\n</tool_call>"
+    assert babbler.accepts(spec, answer)
+    assert parsed(tools, answer, "f") == ("", [("f", dict.fromkeys("abc", '{"'))])
+
+
+@pytest.mark.parametrize("most", [120, 200, 2000, 10_000])
+@pytest.mark.parametrize("others", [{}, {"minLength": 3}, {"pattern": "a"}])
+def test_bounded_text_is_written_to_its_end(
+    reader: ConstraintReader, babbler: Babbler, most: int, others: dict[str, Any]
+):
+    tools = [tool("f", taking({"a": {"type": "string", "maxLength": most, **others}}, "a"))]
+    spec = read(reader, {"tools": tools, "tool_choice": "required"})
+    lines = "a < b\n</para\n<parameter\n</function\n"
+    for value in ("abc", (lines * most)[: min(most, 1000)]):
+        begin = f"<tool_call>\n<function=f>\n<parameter=a>\n{value}"
+        answer = f"{begin}\n</parameter>\n</function>\n</tool_call>"
+        assert babbler.accepts(spec, answer)
+        assert parsed(tools, answer, "f") == ("", [("f", {"a": value})])
+    if most <= 2000:  # the text is one character too long
+        too_long = (value * most)[: most + 1]
+        assert not babbler.accepts(spec, answer.replace(value, too_long))
+
+
+def test_raw_values_hold_all_text_but_what_ends_them():
+    """Against the definition: a complement, which the grammar engine would stumble over."""
+    space = r"[\s\x1c-\x1f]*"
+    ends = re.compile(
+        r"(?s:.*)(?:</parameter>|\n<parameter=[^<>\n]+>"
+        rf"|</function>{space}<(?:/tool_call>|tool_call>|function=))(?s:.*)"
+        r"|<parameter=[^<>\n]+>(?s:.*)"
+    )
+    closers, next_parameter = re.compile(CLOSERS), re.compile(NEXT_PARAMETER)
+    tags = "<parameter= </parameter> </function> </functio parameter= function= /tool_call>"
+    more = "tool_call> <tool_call> <function= </par <parameter=n <par"
+    pieces = [*"</\n a>=x", "\n<", "\n<par", *tags.split(), *more.split()]
+    rng = random.Random(0)
+    num_ending = 0
+    for _ in range(20_000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(8)))
+        is_ended = ends.fullmatch(text) is not None
+        fits = all(regex.fullmatch(text) for regex in (closers, next_parameter))
+        assert fits is not is_ended, text
+        num_ending += is_ended
+    assert 1000 < num_ending < 19_000
 
 
 @pytest.mark.parametrize(
