@@ -144,7 +144,7 @@ class CallGrammar:
             before = types.num_read
             names = types.types(key)
             self._effort.spend((types.num_read - before) / 4, place)
-            value = self._value(value_schema, parameters, names, place)
+            value = self._value(value_schema, parameters, names, path, place)
             part = f"{_quoted(f'<parameter={key}>{chr(10)}')} {value}"
             parts.append(part if key in required else f"({part})?")
             self._count(part, path)
@@ -164,9 +164,16 @@ class CallGrammar:
             _refuse(f"{path}.type", 'must be "object"')
         return schema
 
-    def _value(self, schema: Any, root: Any, types: Types, path: str) -> str:
+    def _value(self, schema: Any, root: Any, types: Types, root_path: str, path: str) -> str:
         """What stands between a parameter's tag and the next tag."""
-        normal = normalized(schema, path=path, root=root, limits=self._limits, effort=self._effort)
+        normal = normalized(
+            schema,
+            path=path,
+            root=root,
+            root_path=root_path,
+            limits=self._limits,
+            effort=self._effort,
+        )
         closer = _quoted("\n</parameter>\n")
         if "string" not in types.names:
             return f"{self._json(normal)} {closer}"
@@ -183,7 +190,7 @@ class CallGrammar:
         if others and text != ANY:
             choices.append(f"{self._json(_without_strings(normal, others))} {closer}")
         if not choices:
-            _refuse(path, "allows no value")
+            _refuse(path, "has no type, so its value is text, and allows no text")
         return choices[0] if len(choices) == 1 else f"({' | '.join(choices)})"
 
     def _raw(self, text: str, closer: str, path: str) -> str:

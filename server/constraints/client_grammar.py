@@ -16,7 +16,7 @@ from server.limits import DEFAULT_LIMITS, Limits
 # (`T: /a+/` before what matches nothing). The grammars that we write all have an end.
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 
-_RULE = re.compile(r"^[ \t]*[\w-]+\s*::=", re.MULTILINE)
+_RULE = re.compile(r"^[ \t]*([\w-]+)\s*::=", re.MULTILINE)
 _CONVERTED_RULE = re.compile(r"^[\w]+:", re.MULTILINE)
 _DANGLING = re.compile(r"Rule '([\w-]*)' not found")
 
@@ -45,6 +45,13 @@ class ClientGrammar:
 
 
 def _converted(text: str) -> str:
+    """Raises `UnusableGrammar`, or RecursionError."""
+    names: set[str] = set()
+    for rule in _RULE.finditer(text):
+        if rule[1] in names:  # the converter would forget the first
+            line = text.count("\n", 0, rule.start(1)) + 1
+            raise UnusableGrammar(line, "it has a rule of that name already")
+        names.add(rule[1])
     try:
         return gbnf_to_lark(text)
     except GbnfToLarkError as error:

@@ -95,18 +95,21 @@ def normalized(
     *,
     path: str,
     root: Any = None,
+    root_path: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
     effort: Effort | None = None,
 ) -> Schema:
     """The schema for the engine. `root` is what references point into: by default `schema`, else
-    one whose size was checked. `effort` is that of all schemas of the request.
+    one whose size was checked, at `root_path`. `effort` is that of all schemas of the request.
 
     Raises BadRequest, which names the part by its path from `path` on.
     """
     if root is None:
         check_size(schema, path, limits)
     effort = effort or Effort(limits)
-    result = _Normalizer(schema if root is None else root, path, limits, effort).run(schema)
+    if root is None:
+        root, root_path = schema, path
+    result = _Normalizer(root, root_path or path, path, limits, effort).run(schema)
     if not has_finite_value(result, effort, path):
         raise BadRequest(f"{path} has no value that ever ends", param=param_of(path))
     return result
@@ -119,16 +122,19 @@ def check_size(schema: Any, path: str, limits: Limits) -> None:
 
 
 class _Normalizer:
-    def __init__(self, root: Any, path: str, limits: Limits, effort: Effort) -> None:
+    def __init__(
+        self, root: Any, root_path: str, path: str, limits: Limits, effort: Effort
+    ) -> None:
         self._limits = limits
         self._effort = effort
         self._root = root
+        self._root_path = root_path
         self._path = path
         self._num_properties = 0
         self._num_values = 0
         # (id of a target, combined) -> name in `$defs`; what is in the root keeps its id
         self._names: dict[tuple[int, bool], str] = {}
-        self._todo: list[tuple[str, Any, bool]] = []
+        self._todo: list[tuple[str, Any, str, bool]] = []
 
     def run(self, schema: Any) -> Schema:
         result = self._schema(schema, _Place(self._path, 0), combined=False)
@@ -137,9 +143,8 @@ class _Normalizer:
         body = {} if isinstance(result, bool) else result
         defs: Schema = {}
         while self._todo:
-            name, target, combined = self._todo.pop()
-            place = _Place(f"{self._path}.$ref", 0)
-            defs[name] = self._schema(target, place, combined=combined)
+            name, target, path, combined = self._todo.pop()
+            defs[name] = self._schema(target, _Place(path, 0), combined=combined)
         return {**body, "$defs": defs} if defs else body
 
     def _schema(self, node: Any, place: _Place, *, combined: bool) -> Schema | bool:
@@ -273,7 +278,8 @@ class _Normalizer:
         key = (id(target), inner)
         if key not in self._names:
             self._names[key] = f"d{len(self._names)}"
-            self._todo.append((self._names[key], target, inner))
+            path = ".".join((self._root_path, *value.split("/")[1:]))
+            self._todo.append((self._names[key], target, path, inner))
         return f"#/$defs/{self._names[key]}"
 
     def _count_values(self, keyword: str, value: Any, at: _Place) -> None:

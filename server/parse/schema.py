@@ -15,6 +15,15 @@ _MAX_DEPTH = 64  # of references and combinators inside each other
 _STRING = frozenset({"string"})
 _NULLABLE_STRING = frozenset({"string", "null"})
 _TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "null"})
+_SAYING = ("enum", "const", "$ref", "anyOf", "oneOf", "allOf")
+_OF_TYPE = {
+    frozenset({"object"}): {"properties", "required", "additionalProperties", "patternProperties"},
+    frozenset({"array"}): {"items", "prefixItems", "minItems", "maxItems", "uniqueItems"},
+    _STRING: {"pattern", "format", "minLength", "maxLength"},
+    frozenset({"integer", "number"}): {
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    },
+}
 
 
 class Types(msgspec.Struct, frozen=True):
@@ -100,7 +109,7 @@ class _Reader:
     def _each_keyword(
         self, schema: Mapping[str, Any], depth: int
     ) -> Iterator[frozenset[str] | None]:
-        yield _declared(schema.get("type"))
+        yield _declared(schema.get("type")) if "type" in schema else _spoken_of(schema)
         if isinstance(values := schema.get("enum"), list):
             yield self._listed(values)
         if "const" in schema:
@@ -148,6 +157,14 @@ def _declared(declared: Any) -> frozenset[str] | None:
     if "number" in names:
         names.add("integer")
     return frozenset(names) or None
+
+
+def _spoken_of(schema: Mapping[str, Any]) -> frozenset[str] | None:
+    """The one type whose keywords a schema has that declares none, and says nothing else."""
+    if any(keyword in schema for keyword in _SAYING):
+        return None
+    spoken = [names for names, keywords in _OF_TYPE.items() if keywords & schema.keys()]
+    return spoken[0] if len(spoken) == 1 else None
 
 
 def _type_of(value: Any) -> str:

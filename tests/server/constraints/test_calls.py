@@ -65,6 +65,10 @@ VALUES: dict[str, Any] = {
     **{f: {"type": "string", "format": f} for f in ("date", "date-time", "time", "uuid", "ipv4")},
     **{f: {"type": "string", "format": f} for f in ("ipv6", "email", "hostname", "duration")},
     "uri": {"type": "string", "format": "uri"},
+    "untyped list": {"items": {"type": "integer"}, "maxItems": 3},
+    "untyped object": {"properties": {"a": {"type": "null"}}, "required": ["a"]},
+    "untyped number": {"minimum": 3},
+    "untyped text": {"maxLength": 9},
 }  # fmt: skip
 DEFS = {
     "point": taking({"x": {"type": "number"}, "y": {"type": "number"}}, "x"),

@@ -52,6 +52,7 @@ REFUSED: list[tuple[str, int, str]] = [
     ('start: "ab" ~ 1 .. 50000', 1, "a repetition that is not bounded"),
     ('start: "ab"{99999999999999999999}', 1, "a repetition that is not bounded"),
     ('root ::= "a"\nb ::= "x"{0,50000}', 2, "a repetition that is not bounded"),
+    ('root ::= a\n\na ::= "b"\n root ::= "c"', 4, "a rule of that name already"),
     ("root ::= a\n\na ::= [a-z]{20000}", 3, "a repetition that is not bounded"),
     ('start: "a"\nb: @other', 2, "refers to another grammar"),
     ('start: "a"\nb: $', 2, "is malformed"),

@@ -104,6 +104,10 @@ OPEN: list[Any] = [
 ]
 WHAT_IS_WRONG: list[tuple[Any, str]] = [
     ({"type": "integer", "multipleOf": 10**400}, "multipleOf must have digits"),
+    (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"x": {"type": "strin"}}}}},
+        "guided_json.$defs.a.properties.x.type must be",
+    ),
     ({"enum": [1, 10**400]}, "enum holds an integer past 2**53"),
     ({"type": "integer", "minimum": 10**400}, "minimum is further from zero"),
     ({"type": "array", "uniqueItems": True}, "guided_json.uniqueItems is not supported"),
