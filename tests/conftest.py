@@ -7,6 +7,7 @@ look for new ones: `pytest --hypothesis-profile=explore`.
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 import tests.interpreter  # noqa: F401  # before transformers
@@ -21,6 +22,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--soak-s", type=float, default=300.0, metavar="S", help="length of the soak on a GPU"
     )
+
+
+@pytest.hookimpl(trylast=True)  # when all marks are there
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is false")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,20 @@
-"""What needs a GPU: `pytest -m gpu` runs it all, and the Triton kernels' tests, in under 8 minutes.
+"""What needs a GPU: `pytest -m gpu` runs it all, and with it a share of the Triton kernels' tests,
+in under 8 minutes; docs/gpu.md says how these add up.
 
-Those run everywhere, through Triton's interpreter where there is no GPU; where there is one they
-count as its tests.
-
-Where there is none, each test is skipped and says so. The soak's length: `--soak-s`.
+The soak takes five minutes (`--soak-s`), in a process of its own: it begins before all others and
+is waited for after them.
 """
 
 from pathlib import Path
 
 import pytest
-import torch
 
 HERE = Path(__file__).parent
-TRITON = HERE.parents[1] / "kernels" / "triton"
+FIRST, LAST = "test_a_soak_begins", "test_a_soak_leaves_nothing_behind"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if TRITON in item.path.parents and torch.cuda.is_available():
-            item.add_marker(pytest.mark.gpu)
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
-            if not torch.cuda.is_available():
-                why = "needs a GPU: torch.cuda.is_available() is false"
-                item.add_marker(pytest.mark.skip(reason=why))
+    items.sort(key=lambda item: (item.name != FIRST, item.name == LAST))  # stable

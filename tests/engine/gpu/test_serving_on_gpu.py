@@ -1,15 +1,12 @@
-"""Whole tiny models on the GPU: against transformers, graphs against eager steps, and a soak.
+"""Whole tiny models on the GPU: against transformers, and graphs against eager steps.
 
 A greedy text is right if transformers, given the same text, finds no token much likelier than the
 one that was taken: with rounded operands two correct programs settle near ties differently.
 """
 
 import random
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 
@@ -17,46 +14,14 @@ from engine.loop import Launcher
 from engine.request import Request, SamplingParams
 from engine.runner.runner import Runner
 from tests.checkpoints import NUM_REAL_TOKENS, Oracle
-from tests.engine.gpu.checkpoints_on_gpu import NUM_SEQS, build_on_gpu
-from tests.engine.inprocess import Outcome, greedy, serve, serve_again
+from tests.engine.built_tiny import build_tiny
+from tests.engine.gpu.waiting import host_must_not_wait
+from tests.engine.inprocess import greedy
 from tests.engine.runner.driver import Life, book, plan_step, run_all
+from tests.engine.traffic import COMMON, NUM_OUTPUT, prompts, served
 
-LENGTHS = (1, 2, 63, 64, 65, 100, 128, 129, 200, 420, 700)
-NUM_OUTPUT = 80
 # Of logits whose spread is 3: bf16 keeps 8 bits, and TF32 products 11.
 TOLERANCE = {"float32": 0.05, "float16": 0.05, "bfloat16": 0.6}
-
-COMMON = (
-    {"temperature": 0.0},
-    {"temperature": 0.7, "top_k": 20},
-    {"top_p": 0.9, "min_p": 0.02},
-    {"temperature": 1.2},
-    {"repetition_penalty": 1.2, "presence_penalty": 0.3, "top_p": 0.95},
-    {"num_logprobs": 3, "top_k": 5},
-    {"logit_bias": ((3, 2.0), (4, -100.0)), "stop_token_ids": (5,), "min_tokens": 9},
-)
-
-
-def prompts(seed: int) -> dict[str, list[int]]:
-    rng = random.Random(seed)
-    return {
-        f"r{i}": [rng.randrange(NUM_REAL_TOKENS) for _ in range(length)]
-        for i, length in enumerate(LENGTHS)
-    }
-
-
-def served(runner: Launcher, requests: Sequence[Request], how: str) -> Outcome:
-    chunk = {"together": 1024, "chunked": 80, "preempted": 512, "cached": 80}[how]
-    num_pages = 22 if how == "preempted" else 80
-    if how == "cached":
-        return serve_again(
-            runner, requests, num_pages=80, num_slots=NUM_SEQS, max_step_tokens=chunk
-        )
-    outcome = serve(
-        runner, requests, num_pages=num_pages, num_slots=NUM_SEQS, max_step_tokens=chunk
-    )
-    assert how != "preempted" or outcome.num_preemptions > 0
-    return outcome
 
 
 @pytest.mark.parametrize("kind", ["moe", "dense"])
@@ -64,7 +29,7 @@ def served(runner: Launcher, requests: Sequence[Request], how: str) -> Outcome:
 def test_text_is_transformers(kind: str, dtype: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(f"tiny_{kind}_dir")
     oracle: Oracle = request.getfixturevalue(f"tiny_{kind}_oracle")
-    built = build_on_gpu(folder, dtype)
+    built = build_tiny(folder, dtype)
     texts: dict[str, dict[str, list[int]]] = {}
     for how in ("together", "chunked", "preempted", "cached"):
         requests = [greedy(name, ids, NUM_OUTPUT) for name, ids in prompts(7).items()]
@@ -87,7 +52,7 @@ def test_prompt_logprobs_are_transformers(
 ) -> None:
     folder: Path = request.getfixturevalue(f"tiny_{kind}_dir")
     oracle: Oracle = request.getfixturevalue(f"tiny_{kind}_oracle")
-    built = build_on_gpu(folder, dtype, enforce_eager=True)
+    built = build_tiny(folder, dtype, enforce_eager=True)
     ids = prompts(3)["r10"]
     asked = SamplingParams(max_tokens=0, seed=0, num_prompt_logprobs=2)
     outcome = served(
@@ -107,7 +72,7 @@ def test_deterministic_logprobs_do_not_depend_on_the_batch(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     folder: Path = request.getfixturevalue(f"tiny_{kind}_dir")
-    built = build_on_gpu(folder, "bfloat16", deterministic=True)
+    built = build_tiny(folder, "bfloat16", deterministic=True)
     asked = SamplingParams(max_tokens=20, seed=5, temperature=0.9, num_logprobs=2)
     requests = [
         Request(id=name, prompt_ids=tuple(ids), sampling=asked) for name, ids in prompts(7).items()
@@ -143,8 +108,8 @@ def lives(count: int, num_tokens: int, seed: int) -> list[Life]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_graphs_change_no_bit(dtype: str, tiny_moe_dir: Path) -> None:
     """In batches of the graphs' own sizes, where no padding makes another kernel the better one."""
-    eager = build_on_gpu(tiny_moe_dir, dtype, enforce_eager=True).runner
-    graphs = build_on_gpu(tiny_moe_dir, dtype).runner
+    eager = build_tiny(tiny_moe_dir, dtype, enforce_eager=True).runner
+    graphs = build_tiny(tiny_moe_dir, dtype).runner
     assert isinstance(eager, Runner)
     assert isinstance(graphs, Runner)
     for count in (1, 2, 4, 8, 16):
@@ -159,7 +124,7 @@ def test_graphs_change_no_bit(dtype: str, tiny_moe_dir: Path) -> None:
 
 def test_padded_graphs_give_the_text_of_their_neighbours(tiny_moe_dir: Path) -> None:
     """Sizes between: whatever the padding does, it touches nobody's pages and states."""
-    graphs = build_on_gpu(tiny_moe_dir, "float32").runner
+    graphs = build_tiny(tiny_moe_dir, "float32").runner
     assert isinstance(graphs, Runner)
     for count in (3, 5, 11):
         one, other = lives(count, 20, seed=count), lives(count, 20, seed=count)
@@ -172,57 +137,18 @@ def test_padded_graphs_give_the_text_of_their_neighbours(tiny_moe_dir: Path) -> 
 @pytest.mark.parametrize("enforce_eager", [True, False])
 def test_a_common_step_never_makes_the_host_wait(enforce_eager: bool, tiny_moe_dir: Path) -> None:
     """torch itself watches: what would synchronise raises."""
-    runner = build_on_gpu(tiny_moe_dir, "bfloat16", enforce_eager=enforce_eager).runner
+    runner = build_tiny(tiny_moe_dir, "bfloat16", enforce_eager=enforce_eager).runner
     assert isinstance(runner, Runner)
     sequences = lives(14, 30, seed=0)
     for _ in range(3):  # whatever is made at first use
         plan = plan_step(sequences)
         book(sequences, plan, runner.launch(plan).result())
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_must_not_wait():
         plans = [plan_step(sequences) for _ in range(2)]
         handles = [runner.launch(plan) for plan in plans]
         for plan, handle in zip(plans, handles, strict=True):
             book(sequences, plan, handle.result())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     stop(runner)
-
-
-@pytest.fixture
-def soak_s(request: pytest.FixtureRequest) -> float:
-    return request.config.getoption("--soak-s")
-
-
-@pytest.mark.timeout(1800)
-def test_a_soak_leaves_nothing_behind(soak_s: float, tiny_moe_dir: Path) -> None:
-    """Rounds of mixed traffic, preemptions among it, until the time is up."""
-    built = build_on_gpu(tiny_moe_dir, "bfloat16")
-    deadline = time.monotonic() + soak_s
-    first: dict[str, list[int]] = {}
-    allocated = 0
-    num_rounds = 0
-    while time.monotonic() < deadline or num_rounds < 3:
-        requests = [
-            msgspec.structs.replace(
-                greedy(name, ids, NUM_OUTPUT),
-                sampling=SamplingParams(max_tokens=NUM_OUTPUT, seed=i, **COMMON[i % len(COMMON)]),
-            )
-            for i, (name, ids) in enumerate(prompts(11).items())
-        ]
-        outcome = served(
-            built.runner, requests, ("together", "preempted", "chunked")[num_rounds % 3]
-        )
-        if num_rounds % 3 == 0:
-            texts = {request.id: outcome.ids(request.id) for request in requests}
-            first = first or texts
-            assert texts == first
-        num_rounds += 1
-        torch.cuda.synchronize()
-        if num_rounds == 3:
-            allocated = torch.cuda.memory_allocated()
-        assert num_rounds < 3 or torch.cuda.memory_allocated() <= allocated + (8 << 20)
-    stop(built.runner)
 
 
 def stop(runner: Launcher) -> None:

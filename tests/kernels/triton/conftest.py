@@ -1,16 +1,21 @@
 """Triton kernels on whatever is here: a GPU, or Triton's own interpreter on CPU tensors.
 
 Which of the two is settled in `tests.interpreter`. Wrappers are called inside the fixture `device`,
-which sends CPU tensors to Triton too.
+which sends CPU tensors to Triton too. Where there is a GPU, those tests count as its own (`-m gpu`)
+that it adds something to: see `gpu_share`.
 """
 
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 import torch
 
 from kernels.backend import interpreting
 from tests.kernels.triton.dtypes import DTYPES
+from tests.kernels.triton.gpu_share import adds_on_a_gpu
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -29,9 +34,9 @@ def device() -> Generator[torch.device]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return
-    skip = pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is false")
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        case = getattr(item, "callspec", None)
+        if HERE in item.path.parents and adds_on_a_gpu(item.path.name, case.params if case else {}):
+            item.add_marker(pytest.mark.gpu)
