@@ -24,6 +24,7 @@ from server.media.loaded import MediaRef
 from server.media_parts import LoadedByKey
 from server.media_wait import AwaitsMedia, with_media
 from server.messages.blocks import SYSTEM_BLOCKS, Chat
+from server.messages.fault import NO_THREADS
 from server.messages.protocol import (
     CountTokensRequest,
     MessagesRequest,
@@ -87,6 +88,12 @@ def _client_refs(refs: Sequence[MediaRef], chat: Chat) -> list[MediaRef]:
 
 def chat_of(request: PromptRequest) -> Chat:
     """The messages of the equal chat request."""
+    if request.thread is not None:
+        raise BadRequest(
+            "thread is not supported: send the whole conversation without it",
+            param="thread",
+            code=NO_THREADS,
+        )
     chat = Chat()
     if request.system:
         chat.add_content("system", request.system, "system", SYSTEM_BLOCKS)
@@ -113,7 +120,7 @@ def chat_request(
         "cache_salt": request.cache_salt,
         **{name: getattr(request, name) for name in NEVER},
     }
-    if choice is not None:
+    if choice is not None and (request.tools or choice.type in ("any", "tool")):
         fields["tool_choice"] = _chat_choice(choice)
         fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
     if thinking is not None:

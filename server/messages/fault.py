@@ -6,6 +6,7 @@ in or around a handler is told in their shape: 401, 404, 405 and 413 included.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,9 @@ from server.exchange import Exchange, Headers, Receive, Scope, Send
 from server.messages.stream import named
 
 MESSAGES_PATH = "/v1/messages"
+NO_THREADS = "thread_unsupported_request"  # after which their clients send all messages again
 
+_NEEDS_KEY = "A valid API key is needed: send it as 'x-api-key: KEY'."
 _OVERLOADED = frozenset(
     {"queue_full", "queue_timeout", "starting", "draining", "too_many_connections"}
 )
@@ -26,15 +29,16 @@ class MessagesError(ErrorAnswer):
 
     def body(self) -> bytes:
         message = self.message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
-        return msgspec.json.encode(
-            {"type": "error", "error": {"type": self.type, "message": message}}
-        )
+        error: dict[str, Any] = {"type": self.type, "message": message}
+        if self.code == NO_THREADS:
+            error["details"] = {"error_code": NO_THREADS}
+        return msgspec.json.encode({"type": "error", "error": error})
 
 
 def messages_error(answer: ErrorAnswer) -> MessagesError:
     return MessagesError(
         status=answer.status,
-        message=answer.message,
+        message=_NEEDS_KEY if answer.status == 401 else answer.message,
         type=_error_type(answer),
         param=answer.param,
         code=answer.code,

@@ -94,6 +94,7 @@ class PromptRequest(WireModel):
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] = Field(default={})
     chat_template: Nothing = None
+    thread: Annotated[Any, WithJsonSchema({"type": "null"})] = None  # refused in words of theirs
 
 
 class MessagesRequest(PromptRequest):

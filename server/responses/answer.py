@@ -38,7 +38,7 @@ class ResponseAnswer(Answer):
         async for step in chunks:
             for chunk in step:
                 self._events.push(chunk)
-        self._events.close(self._usage_json())
+        self._events.close(self._usage_json(), self._timing_fields())
         body = _encode(self._events.response())
         await self._keep(body)
         await self._exchange.reply(body)
@@ -56,7 +56,7 @@ class ResponseAnswer(Answer):
                 events += self._events.push(chunk)
             if events:
                 await exchange.send_events(encoded(events))
-        events = self._events.close(self._usage_json())
+        events = self._events.close(self._usage_json(), self._timing_fields())
         await self._keep(_encode(self._events.response()))
         await exchange.send_events(encoded(events), last=True)
 

@@ -162,7 +162,7 @@ class Job(ResponseAnswer):
         async for step in chunks:
             for chunk in step:
                 self._add(self._events.push(chunk))
-        self._last = self._events.close(self._usage_json())
+        self._last = self._events.close(self._usage_json(), self._timing_fields())
 
     async def _send_stream(
         self, chunks: AsyncGenerator[list[dict[str, Any]], None], options: StreamOptions

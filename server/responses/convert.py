@@ -36,6 +36,15 @@ ITEM_TYPES = ("message", "function_call", "function_call_output", "reasoning", "
 TEXT_TYPES = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 MEDIA_TYPES = ("input_file", "input_audio", "input_video")
 TOOL_FIELDS = ("name", "description", "parameters", "strict")
+# Tools of OpenAI's that are no function of the client's: the model cannot be told of them.
+HOSTED_TYPES = frozenset(
+    (
+        *("apply_patch", "code_interpreter", "computer", "computer_use_preview", "custom"),
+        *("file_search", "image_generation", "local_shell", "mcp", "namespace", "shell"),
+        *("tool_search", "web_search", "web_search_preview"),
+    )
+)
+_DATED = re.compile(r"_20[0-9]{2}_[0-9]{2}_[0-9]{2}$")  # a version of such a type
 LOGPROBS = "message.output_text.logprobs"
 
 # Chat fields that this API has under other names or not at all.
@@ -55,6 +64,10 @@ _NOT_SHARED = frozenset(
     )
 )
 _MESSAGE = re.compile(r"messages\.(\d+)(?:\.content)?(.*)", re.DOTALL)
+_PATH = re.compile(
+    r"(?<![\w.])(?:tools|tool_choice|response_format|reasoning_effort|max_completion_tokens)\b"
+    r"[\w.$-]*"
+)
 _ITEM = re.compile(r"input\.\d")
 _FUNCTION = re.compile(r"(tools\.\d+|tool_choice)\.function")
 
@@ -76,8 +89,8 @@ class Conversion:
         if param is None:
             return error
         ours = self._our_name(param)
-        message = error.message
-        if message.startswith(param):
+        message = _PATH.sub(lambda path: self._our_name(path[0]), error.message)
+        if message == error.message and message.startswith(param):
             message = ours + message[len(param) :]
         return BadRequest(
             message, param=ours, status=error.status, type=error.type, code=error.code
@@ -123,11 +136,15 @@ def convert(
         ]
     if LOGPROBS in request.include or request.top_logprobs:
         fields |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
-    if request.tools:
-        fields["tools"] = [_tool(tool) for tool in request.tools]
-    if request.tool_choice is not None and (
-        request.tools or request.tool_choice not in ("auto", "none")
-    ):
+    tools = [(i, tool) for i, tool in enumerate(request.tools or ()) if not _is_hosted(tool)]
+    if tools:
+        fields["tools"] = [_tool(tool) for _, tool in tools]
+        names += [(f"tools.{at}", f"tools.{i}") for at, (i, _) in enumerate(tools) if at != i]
+    if request.tool_choice is not None and (tools or request.tool_choice not in ("auto", "none")):
+        if request.tools and not tools:
+            raise BadRequest(
+                "tool_choice asks for a call, and no tool is a function", param="tool_choice"
+            )
         fields["tool_choice"] = _tool_choice(request.tool_choice)
 
     messages = _Messages(max_json_depth)
@@ -149,6 +166,12 @@ def _refuse_unsupported(request: ResponsesRequest) -> None:
         )
     if request.prompt is not None:
         raise BadRequest("prompt is not supported: send instructions and input", param="prompt")
+    for name, is_asked in (
+        ("return_token_ids", request.return_token_ids),
+        ("prompt_logprobs", request.prompt_logprobs is not None),
+    ):
+        if is_asked:
+            raise BadRequest(f"{name} is for chat and completions only", param=name)
     if request.n != 1:
         raise BadRequest("n must be 1: a response is one answer", param="n")
 
@@ -158,6 +181,11 @@ def _response_format(given: dict[str, Any]) -> dict[str, Any]:
         return given
     schema = {name: value for name, value in given.items() if name != "type"}
     return {"type": "json_schema", "json_schema": schema}
+
+
+def _is_hosted(tool: dict[str, Any]) -> bool:
+    kind = tool.get("type")
+    return isinstance(kind, str) and _DATED.sub("", kind) in HOSTED_TYPES
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class ResponseReader:
         if request.background and not is_kept:
             raise BadRequest("background needs a response that is stored", param="background")
         return ResponseDraft(
-            draft=dataclasses.replace(draft, id_prefix="resp_"),
+            draft=dataclasses.replace(draft, id_prefix="resp_", tells_cache_writes=True),
             fields=_response_fields(request, wire, draft.model, valid, is_kept),
             owner=owner,
             input_items=_stored_items(items) if is_kept else (),

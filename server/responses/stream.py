@@ -100,8 +100,8 @@ class ResponseEvents:
             self._is_cut = chunk["finish_reason"] == "length"
         return events
 
-    def close(self, usage: dict[str, Any]) -> list[Event]:
-        """End the answer; `response` is then the final object."""
+    def close(self, usage: dict[str, Any], more: dict[str, Any]) -> list[Event]:
+        """End the answer; `response` is then the final object, with the fields in `more`."""
         events: list[Event] = []
         if not self._items:
             self._add_text("", [], events)
@@ -109,7 +109,7 @@ class ResponseEvents:
         self._response["status"] = "incomplete" if self._is_cut else "completed"
         if self._is_cut:
             self._response["incomplete_details"] = {"reason": "max_output_tokens"}
-        self._response["usage"] = usage
+        self._response |= {"usage": usage, **more}
         events.append(self._event(f"response.{self._response['status']}", response=self.response()))
         return events
 

@@ -205,3 +205,40 @@ async def test_the_sync_client(live: Live, tokenizer: Tokenizer) -> None:
     assert said == "It is sunny."
     assert streamed == 'I look.{"city": "Paris", "days": 3}'
     assert num_tokens > 5
+
+
+async def test_the_tool_runner_runs_two_steps_and_goes_on_without_a_thread(
+    live: Live, sdk: anthropic.AsyncAnthropic, tokenizer: Tokenizer
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    @anthropic.beta_async_tool
+    async def get_weather(city: str, days: int = 3) -> str:
+        """The weather of the next days."""
+        asked.append((city, days))
+        return f"Sunny in {city}."
+
+    script(live.server, tokenizer, f"Hm.\n</think>\n\n{PARIS_CALL}")
+    script(live.server, tokenizer, f"And there.\n</think>\n\n{ROME_CALL}")
+    script(live.server, tokenizer, "Done.\n</think>\n\nSunny in both.")
+    runner = sdk.beta.messages.tool_runner(**ASK, tools=[get_weather])
+    answer = await runner.until_done()
+    assert asked == [("Paris", 3), ("Rome", 3)]
+    assert answer.stop_reason == "end_turn"
+    assert [block.text for block in answer.content if block.type == "text"] == ["Sunny in both."]
+    prompt = tokenizer.decode(live.server.engine.submitted[-1].prompt_ids)
+    assert prompt.index("What is the weather?") < prompt.index("Sunny in Paris.")
+    assert prompt.index("Sunny in Paris.") < prompt.index("Sunny in Rome.")
+    assert len(live.server.engine.submitted) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_a_thread_is_refused_in_words_that_clients_know(
+    live: Live, sdk: anthropic.AsyncAnthropic, path: str
+) -> None:
+    body = {**ASK, "thread": {"type": "new"}}
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        await sdk.post(path, body=body, cast_to=object)
+    error: Any = caught.value.body
+    assert error["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    assert "thread" in error["error"]["message"]

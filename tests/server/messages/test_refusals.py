@@ -135,7 +135,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("tools.1.input_schema", tool(input_schema=MISSING)),
     ("tools.1.input_schema", tool(input_schema="{}")),
     ("tools.1.description", tool(description=5)),
-    ("tool_choice", message(tool_choice={"type": "auto"})),
+    ("tool_choice", message(tool_choice={"type": "any"})),
     ("tool_choice.type", message(tools=[WEATHER], tool_choice={"type": "required"})),
     ("tool_choice", message(tools=[WEATHER], tool_choice="auto")),
     ("tool_choice.name", message(tools=[WEATHER], tool_choice={"type": "tool"})),

@@ -42,12 +42,18 @@ def will_say(
     *,
     group: int = 1,
     num_cached_tokens: int = 0,
+    num_saved_tokens: int = 0,
 ) -> None:
     """The next request gets `text`, `group` tokens at a time."""
     end = "<|im_end|>" if finish is FinishReason.STOP else None
     ids = [token_id for step in say(tokenizer, text, end=end) for token_id in step]
     steps = [tuple(ids[i : i + group]) for i in range(0, len(ids), group)]
-    server.engine.will(*steps, finish=finish, num_cached_tokens=num_cached_tokens)
+    server.engine.will(
+        *steps,
+        finish=finish,
+        num_cached_tokens=num_cached_tokens,
+        num_saved_tokens=num_saved_tokens,
+    )
 
 
 def nameless(value: Any) -> Any:

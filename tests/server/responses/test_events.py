@@ -52,7 +52,7 @@ async def test_a_stream_of_text_is_these_events(
     server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer
 ) -> None:
     assert len(tokenizer.encode("ab")) == 2
-    will_say(server, tokenizer, "ab", num_cached_tokens=3)
+    will_say(server, tokenizer, "ab", num_cached_tokens=3, num_saved_tokens=7)
     found = await stream(client, model="alias", metadata={"a": "b"}, instructions="Be brief.")
     final = found[-1]["response"]
     item_id = final["output"][0]["id"]
@@ -98,7 +98,7 @@ async def test_a_stream_of_text_is_these_events(
     }
     usage = {
         "input_tokens": num_prompt,
-        "input_tokens_details": {"cached_tokens": 3},
+        "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 7},
         "output_tokens": 3,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": num_prompt + 3,
@@ -416,3 +416,20 @@ async def test_the_answer_can_be_continued_by_who_was_told_of_it(
     will_say(server, tokenizer, "Yes.")
     response = await client.post(RESPONSES, json=ask("Sure?", previous_response_id=first))
     assert text_of(response.json()) == "Yes."
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_timings_are_told_once_an_answer_is_complete(
+    server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer, background: bool
+) -> None:
+    for _ in range(3):
+        will_say(server, tokenizer, "Sunny.")
+    body = ask(timings=True, background=background, stream=True)
+    *rest, last = events((await client.post(RESPONSES, json=body)).content)
+    assert last["response"]["timings"]["prompt_tokens"] == last["response"]["usage"]["input_tokens"]
+    assert all("timings" not in event.get("response", {}) for event in rest)
+    if not background:
+        whole = (await client.post(RESPONSES, json={**body, "stream": False})).json()
+        assert whole["timings"].keys() == last["response"]["timings"].keys()
+    plain = (await client.post(RESPONSES, json=ask())).json()
+    assert "timings" not in plain

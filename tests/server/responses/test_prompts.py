@@ -1,5 +1,6 @@
 """What the model is asked: the same as by the equal chat request; and what is refused."""
 
+import re
 from typing import Any
 
 import httpx
@@ -82,6 +83,22 @@ EQUALS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tools": (
         {"input": [USER], "tools": [WEATHER], "tool_choice": "auto"},
         {"messages": [USER], "tools": [WEATHER_TOOL]},
+    ),
+    "tools of OpenAI's beside one": (
+        {
+            "input": [USER],
+            "tools": [
+                {"type": "web_search_preview_2025_03_11"},
+                WEATHER,
+                {"type": "namespace", "name": "n", "tools": [WEATHER]},
+                {"type": "custom", "name": "apply_patch", "format": {"type": "text"}},
+            ],
+        },
+        {"messages": [USER], "tools": [WEATHER_TOOL]},
+    ),
+    "tools of OpenAI's alone": (
+        {"input": [USER], "tools": [{"type": "web_search"}], "tool_choice": "auto"},
+        {"messages": [USER]},
     ),
     "one answer is one message": (
         {
@@ -230,6 +247,13 @@ async def test_what_asks_for_nothing_is_accepted(
 
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
+BAD = {"type": "object", "properties": {"a": {"not": {"minimum": 3}}}}
+
+
+def format_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "name": "out", "schema": schema}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"input": None}, "input"),
     ({"input": 3}, "input"),
@@ -281,7 +305,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"truncation": "some"}, "truncation"),
     ({"reasoning": {"effort": ""}}, "reasoning.effort"),
     ({"text": {"format": {"type": "xml"}}}, "text.format"),
-    ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+    ({"tools": [{"type": "web_serch"}]}, "tools.0.type"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ({"tools": [{"type": "mcp"}, {**WEATHER, "name": ""}]}, "tools.1.name"),
+    ({"return_token_ids": True}, "return_token_ids"),
+    ({"text": {"format": format_of({"not": {"minimum": 3}})}}, "text.format"),
+    ({"max_output_tokens": 10**9}, "max_output_tokens"),
+    ({"tools": [{**WEATHER, "parameters": BAD, "strict": True}]}, "tools"),
+    ({"prompt_logprobs": 0}, "prompt_logprobs"),
     ({"tools": [{"type": "function", "name": "a b"}]}, "tools.0.name"),
     ({"tools": [{**WEATHER, "parameters": []}]}, "tools.0.parameters"),
     ({"tool_choice": "required"}, "tool_choice"),
@@ -315,6 +347,7 @@ async def test_what_is_wrong_is_named(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert error["message"].startswith(param.partition(".")[0])
+    assert not re.search(r"function\.|response_format|max_completion", error["message"])
     assert server.engine.submitted == []
 
 
