@@ -78,7 +78,7 @@ class GrammarWait:
         """Whether the request has to wait here first; it is taken, then. Raises QueueFull."""
         if self._source is None or request.sampling.grammar is None:
             return False
-        if self.num_waiting >= self._max_waiting:
+        if request.seats and self.num_waiting + request.seats > self._max_waiting:
             raise QueueFull(f"{self._max_waiting} requests wait for grammars already")
         self._in_line[request.id] = request
         return True

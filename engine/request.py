@@ -97,6 +97,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     # turns. Hints: what is computed does not depend on them.
     boundaries: tuple[int, ...] = ()
     cache_salt: str | None = None  # prefixes are shared under equal salts only
+    # How many more may have to wait where this one is let in: all of an answer are counted with its
+    # first, and none with the others, so that they are taken together or not at all.
+    seats: int = 1
 
     @property
     def max_total_tokens(self) -> int:

@@ -102,7 +102,8 @@ class Scheduler:
                 f"prompt and max_tokens together are {request.max_total_tokens} tokens, "
                 f"and the KV cache holds {self._pages.num_pages * PAGE_TOKENS}"
             )
-        if sum(seq.epoch == 0 for seq in self._waiting) >= self._max_waiting:
+        num_waiting = sum(seq.epoch == 0 for seq in self._waiting)
+        if request.seats and num_waiting + request.seats > self._max_waiting:
             raise QueueFull(f"{self._max_waiting} requests are waiting already")
         self._num_arrived += 1
         # Who scores a prompt computes all of it.

@@ -141,10 +141,14 @@ class Answer:
         self._engine = engine
         self._metrics = metrics
         self._usage = Usage(draft)
-        self._requests = [
+        requests = [
             generation.request(f"{unique}-{k * generation.n + choice}", choice)
             for k, generation in enumerate(draft.generations)
             for choice in range(generation.n)
+        ]
+        self._requests = [
+            msgspec.structs.replace(request, seats=0 if at else len(requests))
+            for at, request in enumerate(requests)
         ]
         self._head: dict[str, Any] = {
             "id": draft.id_prefix + unique,

@@ -50,6 +50,25 @@ def test_a_full_queue_refuses_and_recovers(tmp_path: Path) -> None:
         assert canary(server) == expected
 
 
+def test_a_batch_is_taken_as_a_whole_or_refused_before_its_stream_begins(tmp_path: Path) -> None:
+    batch = {**CANARY, "prompt": [CANARY["prompt"]] * 4, "n": 2}
+    with live_server(tmp_path / "log", "--max-num-seqs", "1", "--queue-size", "8") as server:
+        for _ in range(2):
+            answer = server.post("/v1/completions", batch)
+            assert answer.status_code == 200, answer.text
+            assert len(answer.json()["choices"]) == 8
+        with contextlib.ExitStack() as running:
+            running.enter_context(streaming(server))
+            sock = asked(server, LONG)
+            running.callback(sock.close)
+            wait_until(lambda: server.metric("vllm:num_requests_waiting") == 1, server, 10)
+            for stream in (False, True):
+                refused = server.post("/v1/completions", {**batch, "stream": stream})
+                assert refused.status_code == 429
+                assert refused.json()["error"]["code"] == "queue_full"
+        wait_until(lambda: server.metric("deltaserve:state_slots_used") == 0, server, 10)
+
+
 def test_a_reader_that_does_not_read_costs_nobody_else(tmp_path: Path) -> None:
     with live_server(tmp_path / "log", "--limit", "send_stall_s=1") as server:
         expected = canary(server)

@@ -98,12 +98,15 @@ class Served:
             grammars=self.compiler,
         )
 
-    def submit(self, request_id: str, grammar: str | None = None, max_tokens: int = 6) -> Request:
+    def submit(
+        self, request_id: str, grammar: str | None = None, max_tokens: int = 6, seats: int = 1
+    ) -> Request:
         spec = None if grammar is None else GrammarSpec(grammar=grammar)
         request = Request(
             id=request_id,
             prompt_ids=(1, 2, 3),
             sampling=SamplingParams(max_tokens=max_tokens, seed=0, grammar=spec),
+            seats=seats,
         )
         self.mail.arrivals.append(Submit(request))
         return request
@@ -132,6 +135,23 @@ def test_a_grammar_that_compiles_holds_up_its_own_request_only():
     served.until_idle()
     assert served.mail.ids["bound"] == solo_run(bound)
     assert served.mail.failures == {}
+
+
+def test_the_requests_of_one_answer_wait_for_grammars_together_or_not_at_all():
+    served = Served(max_waiting=4)
+    served.submit("waits", "slow")
+    served.submit("four 0", "slow", seats=4)
+    for at in range(3):
+        served.submit(f"three {at}", f"slow {at}", seats=0 if at else 3)
+    served.turn()
+    assert served.mail.failures.keys() == {"four 0"}
+    served.submit("one too many", "slow")
+    served.turn()
+    assert served.mail.failures.keys() == {"four 0", "one too many"}
+    for grammar in ("slow", "slow 0", "slow 1", "slow 2"):
+        served.compiler.compiling[grammar].set_result(None)
+    served.until_idle()
+    assert len(served.mail.ids) == 4
 
 
 def test_a_request_that_is_cancelled_leaves_at_once():

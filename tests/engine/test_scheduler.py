@@ -21,12 +21,14 @@ def make_request(
     priority: int = 0,
     stops: bool = False,
     scores: bool = False,
+    seats: int = 1,
 ) -> Request:
     rng = rng or random.Random(name)
     return Request(
         id=name,
         prompt_ids=tuple(rng.randrange(VOCAB) for _ in range(num_prompt)),
         priority=priority,
+        seats=seats,
         sampling=SamplingParams(
             max_tokens=max_tokens,
             seed=0,
@@ -259,6 +261,22 @@ def test_the_queue_is_bounded_and_preempted_sequences_do_not_count() -> None:
     simulation.scheduler.submit(make_request("fits again", 10, 10))
     simulation.run()
     assert_idle(simulation)
+
+
+def test_the_requests_of_one_answer_are_let_in_together_or_not_at_all() -> None:
+    simulation = make_simulation(num_slots=1, max_waiting=4)
+    simulation.scheduler.submit(make_request("waits", 10, 10))
+    with pytest.raises(QueueFull):
+        simulation.scheduler.submit(make_request("four 0", 10, 10, seats=4))
+    simulation.scheduler.submit(make_request("three 0", 10, 10, seats=3))
+    with pytest.raises(QueueFull):  # though only two wait by now
+        simulation.scheduler.submit(make_request("three more 0", 10, 10, seats=3))
+    simulation.scheduler.submit(make_request("another", 10, 10))
+    for name in ("three 1", "three 2"):  # whose places were found for them
+        simulation.scheduler.submit(make_request(name, 10, 10, seats=0))
+    simulation.run()
+    assert_idle(simulation)
+    assert len(simulation.deltas) == 5
 
 
 def test_lower_priority_numbers_run_first() -> None:
