@@ -14,7 +14,7 @@ from server.limits import DEFAULT_LIMITS, Limits
 from server.media_parts import LoadedByKey, key_of, media_refs
 from server.media_prompt import MediaPrompt
 from server.protocol import ChatMessage, ChatPromptFields
-from server.template import ChatTemplate
+from server.template import ChatTemplate, TooLong
 from server.tokenizer import LITERAL, Tokenizer
 from server.validate_messages import template_messages
 
@@ -71,14 +71,17 @@ class ChatPrompter:
         per_token = self._limits.max_chars_per_token
 
         def rendered(given: list[dict[str, Any]], tools: Any, kwargs: dict[str, Any]) -> str:
-            text = template.render(
-                given,
-                tools,
-                add_generation_prompt=not continues if asked is None else asked,
-                continue_final_message=continues,
-                kwargs=kwargs,
-                max_chars=per_token * window,
-            )
+            try:
+                text = template.render(
+                    given,
+                    tools,
+                    add_generation_prompt=not continues if asked is None else asked,
+                    continue_final_message=continues,
+                    kwargs=kwargs,
+                    max_chars=per_token * window,
+                )
+            except TooLong:
+                raise _too_long("messages", window, per_token) from None
             check_chars(text, "messages", window, per_token)
             return text
 
@@ -116,12 +119,16 @@ class ChatPrompter:
 def check_chars(text: str, param: str, window: int, chars_per_token: int) -> None:
     """Refuse text that is longer than a prompt could be, before it is tokenised."""
     if len(text) > chars_per_token * window:
-        raise BadRequest(
-            f"{param} has more than {chars_per_token * window} characters, which is past "
-            f"this model's maximum context length of {window} tokens",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise _too_long(param, window, chars_per_token)
+
+
+def _too_long(param: str, window: int, chars_per_token: int) -> BadRequest:
+    return BadRequest(
+        f"{param} has more than {chars_per_token * window} characters, which is past "
+        f"this model's maximum context length of {window} tokens",
+        param=param,
+        code="context_length_exceeded",
+    )
 
 
 def _template_kwargs(request: ChatPromptFields) -> dict[str, Any]:

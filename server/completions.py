@@ -147,10 +147,14 @@ class CompletionChoice:
             return ""
         if self._num_logprobs is not None:
             detokenizer = Detokenizer(self._tokenizer, skip_special_tokens=False)
-            offset = 0
+            echo = ""
             for token_id, logprobs in zip(self._prompt_ids, delta.prompt_logprobs, strict=True):
-                self._add_logprobs(token_id, offset, logprobs)
-                offset += len(detokenizer.push((token_id,)))
+                self._add_logprobs(token_id, len(echo), logprobs)
+                echo += detokenizer.push((token_id,))
+            echo += detokenizer.flush()
+            # The tokenizer composes characters: the tokens may say less than the prompt did.
+            self._echoed_prompt = echo
+            self._offset = len(echo)
         return self._echoed_prompt
 
     def _add_logprobs(self, token_id: int, offset: int, logprobs: TokenLogprobs | None) -> None:

@@ -125,7 +125,7 @@ class ChoiceText:
 
     def _match(self, text: str) -> str:
         self._num_chars_read += len(text)
-        return self._matcher.push(text) if self.num_tokens >= self._min_tokens else text
+        return self._matcher.push(text, too_early=self.num_tokens < self._min_tokens)
 
     def _flush(self) -> str:
         """The text that was held back; a stop string may have been completed in it."""

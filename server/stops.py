@@ -22,8 +22,11 @@ class StopMatcher:
         self.matched: str | None = None  # final; nothing is released any more
         self._build(_without_extensions(stops))
 
-    def push(self, text: str) -> str:
-        """Read `text`; return what no later text can make part of a match."""
+    def push(self, text: str, *, too_early: bool = False) -> str:
+        """Read `text`; return what no later text can make part of a match.
+
+        A match that is completed `too_early` is text; one that only begins there is a match.
+        """
         if self.matched is not None:
             return ""
         if not self._stops:
@@ -34,9 +37,10 @@ class StopMatcher:
             position += 1
             self._state = self._step(self._state, char)
             ended = self._ends[self._state]
-            if ended is not None and (
+            is_first = ended is not None and (
                 self._match is None or position - len(ended) < self._match[0]
-            ):
+            )
+            if ended is not None and is_first and not too_early:
                 self._match = (position - len(ended), ended)
             if self._match is not None and position - self._depth[self._state] >= self._match[0]:
                 return self._release_match()

@@ -47,6 +47,10 @@ class _Refusal(jinja2.TemplateError):
     """What a template says through `raise_exception`."""
 
 
+class TooLong(Exception):
+    """A rendered prompt has more characters than it may have."""
+
+
 class ChatTemplate:
     def __init__(
         self,
@@ -83,7 +87,9 @@ class ChatTemplate:
         kwargs: Mapping[str, Any] | None = None,
         max_chars: int,
     ) -> str:
-        """Render a prompt of at most `max_chars`; names the template does not use are dropped.
+        """Render a prompt; names the template does not use are dropped.
+
+        Raises BadRequest, and TooLong for one of more than `max_chars`.
 
         `continue_final_message` ends the prompt inside the last message: in its reasoning if it has
         `reasoning_content` and no content, else in its content.
@@ -109,11 +115,7 @@ class ChatTemplate:
                 pieces.append(piece)
                 num_chars += len(piece)
                 if num_chars > max_chars:
-                    raise BadRequest(
-                        f"messages: the rendered prompt has more than {max_chars} characters",
-                        param="messages",
-                        code="context_length_exceeded",
-                    )
+                    raise TooLong
                 if time.monotonic() > deadline:
                     raise BadRequest(
                         "messages: the chat template took too long to render", param="messages"

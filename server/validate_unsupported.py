@@ -23,10 +23,10 @@ def refuse_unsupported(request: ChatCompletionRequest | CompletionRequest) -> No
     if _asks(request.echo):
         raise BadRequest("echo is not supported for chat", param="echo")
     for name in ("functions", "function_call"):
-        if _asks(getattr(request, name)):
+        if _asks(getattr(request, name)) and getattr(request, name) != "none":
             raise BadRequest(f"{name} is not supported: use tools", param=name)
 
 
 def _asks(value: Any) -> bool:
-    """Null and false ask for nothing; 0 and empty values do."""
-    return value is not None and value is not False
+    """Null, false and an empty list ask for nothing; 0 and other empty values do."""
+    return value is not None and value is not False and value != []

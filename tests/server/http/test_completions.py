@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tokenizers.normalizers import NFC
 
 from engine import FinishReason
 from server.tokenizer import Tokenizer
@@ -137,6 +138,28 @@ async def test_echo_with_logprobs_covers_prompt_and_output(
     for i, offset in enumerate(offsets):
         assert choice["text"].startswith(tokenizer.decode(ids[:i]).rstrip("\ufffd"))
         assert offset == len(tokenizer.decode(ids[:i]).rstrip("\ufffd"))
+
+
+async def test_echo_with_logprobs_is_the_text_that_the_tokens_say(
+    server: FakeServer, client: httpx.AsyncClient, tokenizer: Tokenizer
+) -> None:
+    """Where the tokenizer normalises: an e and its accent are one character."""
+    before, tokenizer._backend.normalizer = tokenizer._backend.normalizer, NFC()
+    prompt, said = "cafe\u0301 world", "caf\u00e9 world"
+    server.engine.will(*say(tokenizer, " ok"))
+    body = {"prompt": prompt, "echo": True, "logprobs": 0}
+    try:
+        choice = (await client.post(COMPLETIONS, json=body)).json()["choices"][0]
+    finally:
+        tokenizer._backend.normalizer = before
+    assert choice["text"] == said + " ok"
+    logprobs = choice["logprobs"]
+    num_prompt = len(tokenizer.encode(said))
+    assert logprobs["text_offset"][num_prompt] == len(said)
+    ends = [*logprobs["text_offset"][1:], len(choice["text"])]
+    for token, begin, end in zip(logprobs["tokens"], logprobs["text_offset"], ends, strict=True):
+        if token.isascii() and begin < end:
+            assert choice["text"][begin:end] == token
 
 
 async def test_echo_without_tokens_scores_only(

@@ -84,6 +84,16 @@ def test_a_prefix_of_a_stop_string_is_released_at_the_end(tokenizer: Tokenizer) 
     assert choice.stop_reason is None
 
 
+@pytest.mark.parametrize("min_tokens", range(1, 7))
+def test_a_stop_string_counts_where_it_is_complete(tokenizer: Tokenizer, min_tokens: int) -> None:
+    """The fourth token completes one, and the last another that begins in it."""
+    choice = ChoiceText(generation(stop=("bxy", "ybz"), min_tokens=min_tokens), tokenizer)
+    ids = [token_id for char in "abxybzc" for token_id in tokenizer.encode(char)]
+    assert len(ids) == 7
+    text, _ = read(choice, ids, FinishReason.LENGTH)
+    assert (text, choice.stop_reason) == (("a", "bxy") if min_tokens <= 4 else ("abx", "ybz"))
+
+
 def test_min_tokens_holds_for_stop_strings(tokenizer: Tokenizer) -> None:
     one = tokenizer.encode("x")
     assert len(one) == 1

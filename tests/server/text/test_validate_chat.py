@@ -269,12 +269,30 @@ def test_stream_options(validator: Validator):
     ],
 )
 def test_what_cannot_be_honoured_is_refused(validator: Validator, field: str):
-    for value in (True, 0, "x", {}, []):
+    for value in (True, 0, "x", {}, [{}]):
         caught = refused(validator, **{field: value})
         assert caught.param == field
         assert "not supported" in caught.message
-    for value in (None, False):
+    for value in (None, False, []):
         chat(validator, **{field: value})
+
+
+def test_no_function_is_no_function(validator: Validator):
+    chat(validator, functions=[], function_call="none")
+    assert refused(validator, function_call="auto").param == "function_call"
+
+
+def test_a_prompt_that_is_too_long_is_told_so_in_one_way(validator: Validator):
+    words = "word " * 100_000
+    for fields in ({"messages": [{"role": "user", "content": words}]}, {"tools": [tool(words)]}):
+        caught = refused(validator, **fields)
+        assert caught.param == "messages"
+        assert caught.code == "context_length_exceeded"
+        assert "maximum context length of" in caught.message
+
+
+def tool(description: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "description": description}}
 
 
 def test_response_formats(validator: Validator):
