@@ -47,7 +47,7 @@ class Exchange:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: Headers = scope["headers"]
-        self.request_id = _request_id(self.header(b"x-request-id"))
+        self.request_id = request_id_of(self.header(b"x-request-id"))
         self.status = 0  # 0: nothing was sent yet
         self.streaming = False
         self.is_complete = False  # the whole answer is out
@@ -113,7 +113,8 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-def _request_id(sent: list[bytes]) -> str:
+def request_id_of(sent: list[bytes]) -> str:
+    """The client's own, of the values of its `x-request-id` headers, or a new one."""
     if len(sent) == 1 and _CLIENT_ID.fullmatch(sent[0]):
         return sent[0].decode("ascii")
     return uuid.uuid4().hex

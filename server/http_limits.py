@@ -17,7 +17,6 @@ The size of bodies and the pauses inside them are `body.py`'s: they need no prot
 """
 
 import asyncio
-import uuid
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
@@ -32,7 +31,7 @@ from uvicorn.server import ServerState
 
 from server.auth import PROBES
 from server.errors import ErrorAnswer
-from server.exchange import Receive, Scope, Send
+from server.exchange import Receive, Scope, Send, request_id_of
 from server.limits import Limits
 from server.messages.fault import MessagesExchange, exchange_for, messages_error
 
@@ -50,6 +49,7 @@ TOO_MANY_CONNECTIONS = ErrorAnswer(
 _HEAD_TOO_BIG = ErrorAnswer(431, "The request line and headers are larger than the server allows.")
 _TOO_MANY_HEADERS = ErrorAnswer(431, "The request has more headers than the server allows.")
 _BAD_HTTP = ErrorAnswer(400, "The request is not valid HTTP.")
+_CODED = ErrorAnswer(400, "transfer-encoding must be chunked, and nothing besides.")
 _HEAD_TIMEOUT = ErrorAnswer(408, "The request headers did not arrive in time.")
 
 
@@ -195,6 +195,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refusal = _TOO_MANY_HEADERS
             raise ValueError("too many headers")
         self._count_head(len(name) + len(value) + 4)
+        if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            self._refusal = _CODED
+            raise ValueError("a coding besides chunked")
         super().on_header(name, value)
 
     def _count_head(self, num_bytes: int) -> None:
@@ -257,7 +260,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 return
             running.disconnected = True
             running.message_event.set()
-        request_id = uuid.uuid4().hex
+        sent = self.headers if self._phase is not _Phase.IDLE else []
+        request_id = request_id_of([value for name, value in sent if name == b"x-request-id"])
         self.transport.write(_raw_answer(answer, request_id))
         self.transport.close()
         self.note_refusal(request_id, answer)

@@ -93,6 +93,9 @@ async def test_heads_over_the_limits(live: Live, tokenizer: Tokenizer, head: byt
         b"POST /tokenize HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 5\r\n\r\nhello",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: 5\r\n"
         b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\ntransfer-encoding: gzip\r\n"
+        b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-length: 99999999999999999999999\r\n\r\n",
         b"POST /tokenize HTTP/1.1\r\ncontent-type: application/json\r\n"
@@ -111,6 +114,22 @@ async def test_what_is_not_http(live: Live, tokenizer: Tokenizer, data: bytes) -
     await asyncio.gather(sending, return_exceptions=True)
     await wire.close()
     await check_usable(live, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"host", 408),
+        (b"transfer-encoding: gzip, chunked\r\n\r\n", 400),
+        (b"a: b\r\n" * 300 + b"\r\n", 431),
+    ],
+)
+async def test_what_the_connection_refuses_has_the_name_that_its_client_gave_it(
+    live: Live, rest: bytes, status: int
+) -> None:
+    reply = await live.ask(b"GET /live HTTP/1.1\r\nX-Request-Id: mine-7\r\n" + rest)
+    reply.check_error(status)
+    assert reply.headers["x-request-id"] == "mine-7"
 
 
 @pytest.mark.parametrize(
