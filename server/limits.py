@@ -63,7 +63,7 @@ class Limits:
     max_schema_properties: int = _bound(2000, "properties of a schema", most=20_000)
     max_enum_values: int = _bound(10_000, "enum values of a schema, and choices", most=100_000)
     max_schema_steps: int = _bound(
-        30_000, "subschemas that are read in a request, each as often as it is", most=1_000_000
+        30_000, "parts of schemas to read, each time they are referred to", most=1_000_000
     )
     max_repeat: int = _bound(10_000, "a length, or the bound of a repetition", most=10_000)
     compile_timeout_s: float = _bound(5.0, "for a grammar to compile", least=0.1, most=60)

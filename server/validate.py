@@ -138,6 +138,10 @@ class Validator:
         self._check_fits_queue(1, request.n)
         check_tools(request.tools, self.limits.max_tool_name_chars)
         tools = active_tools(request)
+        if tools is not None and request.tool_choice not in (None, "auto"):
+            # The answer is calls, whole ones: what could stop it is inside of them.
+            self._rules.checked_ids(request.stop_token_ids, "stop_token_ids")
+            request = request.model_copy(update={"stop": (), "stop_token_ids": []})
         stream = _stream_options(request)
         num_logprobs = _chat_logprobs(request)
         extras = _extras(request)

@@ -28,6 +28,7 @@ from server.parse.schema import Parameters
 
 _UNKNOWN = Parameters(None)
 _FUNCTION = "<function="
+_BLANK_LINE = len("\n\n")
 
 
 class OutputParser:
@@ -94,6 +95,7 @@ class OutputParser:
 
         self._num_newlines = 0  # held back at the start
         self._skips: str | None = ""  # characters dropped until another comes; None: whitespace
+        self._max_skipped: int | None = None  # so many of them at most
         self._holds: str | None = ""  # characters held back until another comes; None: whitespace
         self._space: list[str] = []  # held back
         self._opener: list[Lexeme] = []  # a `<tool_call>` and whitespace, held back
@@ -167,6 +169,8 @@ class OutputParser:
             case Kind.END_THINK:
                 self._end_text()
                 self._enter_content(skips="\n")
+                if self._content_is_bound:  # behind the blank line all is what was asked for
+                    self._max_skipped = _BLANK_LINE
             case _:
                 self._text(lexeme.raw)
 
@@ -278,7 +282,11 @@ class OutputParser:
     def _text(self, text: str) -> None:
         """More reasoning or content, with the whitespace that frames it."""
         if self._skips != "":
-            text = text.lstrip(self._skips)
+            num_skipped = len(text) - len(text.lstrip(self._skips))
+            if self._max_skipped is not None:
+                num_skipped = min(num_skipped, self._max_skipped)
+                self._max_skipped -= num_skipped
+            text = text[num_skipped:]
         if not text:
             return
         self._skips = ""

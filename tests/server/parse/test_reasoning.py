@@ -182,6 +182,12 @@ class TestBoundContent:
             assert read(f"Hm.\n</think>\n\n{text}", thinking=True, **bound) == Answer("Hm.", text)
             assert read(text, thinking=False, **bound) == Answer(None, text)
 
+    def test_newlines_of_its_own_are_kept(self):
+        for text in ("\nyes", "\n\n\n", "a\n"):
+            bound = {"tools": None, "content_is_bound": True}
+            assert read(f"Hm.\n</think>\n\n{text}", thinking=True, **bound) == Answer("Hm.", text)
+            assert read(text, thinking=False, **bound) == Answer(None, text)
+
     def test_at_its_beginning_a_think_tag_is_text(self):
         text = "<think>\nIs this one?"
         assert read(text, thinking=False, tools=None, content_is_bound=True) == Answer(None, text)

@@ -329,6 +329,19 @@ def test_forced_and_strict_tools_bind_the_answer(validator: Validator, forced: d
     assert valid.generation.sampling.grammar is not None
 
 
+def test_nothing_stops_a_forced_call_halfway(validator: Validator):
+    wished = {"tools": [TOOL], "stop": ["Paris", "\n"], "stop_token_ids": [5]}
+    free = chat(validator, **wished).generation
+    assert free.stop == ("Paris", "\n")
+    assert 5 in free.sampling.stop_token_ids
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        forced = chat(validator, **wished, tool_choice=choice).generation
+        assert forced.stop == ()
+        assert 5 not in forced.sampling.stop_token_ids
+        assert forced.sampling.stop_token_ids
+    assert refused(validator, tools=[TOOL], tool_choice="required", stop_token_ids=[-1])
+
+
 def test_settings_that_pass_through(validator: Validator):
     valid = chat(
         validator,
