@@ -11,8 +11,8 @@ import signal
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -40,6 +40,7 @@ class Built:
     info: EngineInfo
     num_real_tokens: int
     warm_up_tokens: int = PAGE_TOKENS + 1  # of the longer prompt: more than a page
+    warm_up_kinds: Sequence[SamplingParams] = ()  # of requests that are served one by one
     on_ready: Callable[[], None] = lambda: None  # after the warm-up
     progress: Callable[[], int] = lambda: 0  # grows while a long step is well
     grammars: GrammarSource | None = None  # None: its runner serves no grammars, or needs no time
@@ -86,11 +87,16 @@ def _read_exactly(fd: int, length: int) -> bytes:
 def warm_up(built: Built) -> None:
     """Generate through the real loop, twice, and compare: ready then means fast and right.
 
-    Raises RuntimeError if the two runs differ, do not end or leave anything behind.
+    Then serve `built.warm_up_kinds`. Raises RuntimeError if the two runs differ, if
+    one does not end or leaves anything behind.
     """
     first, second = _generate(built), _generate(built)
     if first != second or not all(len(ids) == _WARM_UP_TOKENS for ids in first):
         raise RuntimeError(f"the warm-up generations differ or are cut: {first} and {second}")
+    for sampling in built.warm_up_kinds:
+        (ids,) = _serve(built, [((0,), sampling)])
+        if len(ids) != sampling.max_tokens:
+            raise RuntimeError(f"the warm-up of {sampling} generated {ids}")
 
 
 _WARM_UP_TOKENS = 4
@@ -101,16 +107,21 @@ def _generate(built: Built) -> list[list[int]]:
     memory = built.memory
     fits = min(memory.max_model_len, memory.num_kv_tokens)
     longest = min(built.warm_up_tokens, fits - _WARM_UP_TOKENS)
-    mailbox = _WarmUpMailbox(
-        [
-            Request(
-                id=f"warm-up-{length}",
-                prompt_ids=tuple(i % built.num_real_tokens for i in range(length)),
-                sampling=SamplingParams(max_tokens=_WARM_UP_TOKENS, seed=0, temperature=0.0),
-            )
-            for length in sorted({1, max(1, longest)})[: memory.num_slots]
-        ]
-    )
+    sampling = SamplingParams(max_tokens=_WARM_UP_TOKENS, seed=0, temperature=0.0)
+    prompts = [
+        tuple(i % built.num_real_tokens for i in range(length))
+        for length in sorted({1, max(1, longest)})[: memory.num_slots]
+    ]
+    return _serve(built, [(prompt_ids, sampling) for prompt_ids in prompts])
+
+
+def _serve(built: Built, wishes: list[tuple[tuple[int, ...], SamplingParams]]) -> list[list[int]]:
+    """The output of each prompt, served together as far as there are slots."""
+    requests = [
+        Request(id=f"warm-up-{i}", prompt_ids=prompt_ids, sampling=sampling)
+        for i, (prompt_ids, sampling) in enumerate(wishes)
+    ]
+    mailbox = _WarmUpMailbox(requests, {request.id: [] for request in requests})
     loop = _make_loop(built, mailbox, None)
     loop.turn()
     while loop.has_work:
@@ -121,7 +132,7 @@ def _generate(built: Built) -> list[list[int]]:
 @dataclass(slots=True)
 class _WarmUpMailbox:
     requests: list[Request]
-    outputs: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    outputs: dict[str, list[int]]
 
     def receive(self, timeout_s: float) -> Iterable[Submit | Cancel]:
         requests, self.requests = self.requests, []
@@ -132,7 +143,7 @@ class _WarmUpMailbox:
             raise RuntimeError(f"the warm-up generation failed: {message.message}")
         if isinstance(message, Deltas):
             for delta in message.deltas:
-                self.outputs.setdefault(delta.request_id, []).extend(delta.token_ids)
+                self.outputs[delta.request_id].extend(delta.token_ids)
 
 
 def _make_loop(

@@ -5,7 +5,16 @@ import sys
 from pathlib import Path
 
 from engine.launches.budget import LAYER_NAMES, budget_of, launches_table, parts_table
-from engine.launches.shapes import DECODE, MODELS, PREFILL, STEPS, of_rank, random_steps
+from engine.launches.shapes import (
+    DECODE,
+    MODELS,
+    PREFILL,
+    STEPS,
+    of_rank,
+    random_batches,
+    random_steps,
+)
+from kernels.launch import Launch
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 MODEL = MODELS["35B-A3B"]
@@ -72,7 +81,9 @@ def _compile(capability: int | None, ranks: int | None) -> tuple[list[str], list
 
 
 def _stale(document: str) -> list[str]:
-    from engine.launches.binaries import RANKS, needed
+    from engine.launches.binaries import RANKS, cell_faults, needed
+    from engine.launches.record import record_sampling
+    from kernels.aot import variants_of
 
     found: list[str] = []
     if _replaced(document, "budget", _budget()) != document:
@@ -84,6 +95,7 @@ def _stale(document: str) -> list[str]:
             f"docs/gpu.md has no row for {', '.join(missing)}: "
             "run `python -m engine.launches compile --write`"
         )
+    found += [f"docs/gpu.md: {fault}" for fault in cell_faults(document)]
     keys = {need.variant.key for need in listed}
     for step in random_steps(16):
         others = needed({"35B-A3B": (1,)}, [step])
@@ -92,7 +104,14 @@ def _stale(document: str) -> list[str]:
             for other in others
             if other.variant.key not in keys
         ]
-    return found
+    for batch, masked in random_batches(50):
+        started = record_sampling(batch, masked)
+        found += [
+            f"sampling: {variant.name} {variant.key[:8]} is in no table, so no warm-up has it"
+            for variant in variants_of(one for one in started if isinstance(one, Launch))
+            if variant.key not in keys
+        ]
+    return sorted(set(found))
 
 
 def _replaced(document: str, name: str, lines: list[str]) -> str:

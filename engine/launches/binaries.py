@@ -1,19 +1,23 @@
 """Every kernel that a step starts, compiled for every target, as a table."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from engine.config import ModelConfig
-from engine.launches.record import Started, record_sampling, record_step, record_windows
+from engine.launches.record import Started, record_every_kind, record_step, record_windows
 from engine.launches.shapes import MODELS, ODD_STEPS, STEPS, Step, of_rank
 from kernels.aot import Binary, Variant, compile_all, variants_of
-from kernels.devices import TARGETS, Target
+from kernels.devices import KIB, TARGETS, Target
 from kernels.launch import Launch
 
 RANKS = {"35B-A3B": (1, 2, 4, 8), "9B": (1,)}
 SAMPLING = "sampling"
+_HASH = re.compile(r"[0-9a-f]{8}")
+_SPILLS = re.compile(r"spills (\d+) B")
+_SHARED = re.compile(r"(\d+) K,")
 SPECULATION = "speculation"
 
 
@@ -50,7 +54,7 @@ def needed(
             for step in steps:
                 note(f"{name}/{number}", record_step(model, step))
             note(SPECULATION, record_windows(model))
-    note(SAMPLING, record_sampling())
+    note(SAMPLING, record_every_kind())
     return list(found.values())
 
 
@@ -92,6 +96,40 @@ def table(
         row = (variant.name, variant.key[:8], _users(need.users), constants, str(variant.num_warps))
         lines.append(f"| {' | '.join((*row, *cells))} |")
     return lines
+
+
+def read_cells(document: str) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Of each row of the table: kernel and hash, who starts it, a cell for each target."""
+    rows: list[tuple[str, str, tuple[str, ...]]] = []
+    for line in document.splitlines():
+        columns = line.strip().strip("|").split(" | ")
+        if len(columns) > 5 and _HASH.fullmatch(columns[1]):
+            name, key, users, _, _, *cells = (column.strip() for column in columns)
+            rows.append((f"{name} {key}", users, tuple(cells)))
+    return rows
+
+
+def cell_faults(document: str, targets: Sequence[Target] = TARGETS) -> list[str]:
+    """What must not be in the table: what `faults` finds, as far as cells say it.
+
+    So what was compiled at any number of ranks counts, without compiling it again: a row's hash is
+    that of its source.
+    """
+    found: list[str] = []
+    for title, _, cells in read_cells(document):
+        if len(cells) != len(targets):
+            found.append(f"{title} has {len(cells)} cells for {len(targets)} targets")
+            continue
+        for cell, target in zip(cells, targets, strict=True):
+            where = f"{title} for sm_{target.capability}"
+            if spills := _SPILLS.search(cell):
+                found.append(f"{where} spills {spills[1]} bytes")
+            shared = _SHARED.search(cell)
+            if shared is None:
+                found.append(f"{where} says nothing of shared memory: {cell}")
+            elif int(shared[1]) * KIB > target.block_shared_bytes:
+                found.append(f"{where} needs {shared[1]} KiB of shared memory")
+    return found
 
 
 def _cell(binary: Binary, target: Target) -> str:

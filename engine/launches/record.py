@@ -7,9 +7,10 @@ operations count one launch each, which move their tensors once.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -17,11 +18,15 @@ from torch.utils._pytree import tree_leaves
 from engine.config import ModelConfig
 from engine.launches.shapes import MOE, NUM_REAL_TOKENS, Step
 from engine.model.qwen3_5 import Qwen3_5
-from engine.plan import PAGE_TOKENS
-from kernels import sampling
+from engine.plan import PAGE_TOKENS, Admit
+from engine.request import SamplingParams
+from engine.runner.batch import SampledRows
+from engine.runner.device import Array, Device
+from engine.runner.kinds import every_kind
+from engine.runner.rows import Rows
+from engine.runner.sampler import sample
 from kernels.launch import Cost, Launch, recording
 from kernels.paged_attention import attention_window
-from kernels.sampling.bitmask import keep_only_set_bits
 
 META = torch.device("meta")
 _STARTS_NOTHING = {"empty", "empty_strided", "empty_like", "new_empty", "detach", "_reshape_alias"}
@@ -112,43 +117,44 @@ def record_layer(
     return two[same - num_added : same]
 
 
-def record_sampling(num_rows: int = 8) -> list[Started]:
-    """Every way to a token: of each kind of row, with and without what may come before."""
-    logits_RV = torch.empty(num_rows, MOE.vocab_size, device=META)[:, :NUM_REAL_TOKENS]
-    number_RF = torch.empty(num_rows, 6, dtype=torch.float64, device=META)
-    index_R = torch.empty(num_rows, dtype=torch.int64, device=META)
-    mask_QW = torch.empty(num_rows, MOE.vocab_size // 32, dtype=torch.int32, device=META)
-    tally_KV = torch.empty(num_rows, NUM_REAL_TOKENS, dtype=torch.int32, device=META)
+class _MetaDevice:
+    """Takes what the host knows for shapes."""
+
+    torch_device = META
+    captures = False
+
+    def upload(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(META)
+
+
+def record_sampling(batch: Sequence[SamplingParams], masked: Sequence[int] = ()) -> list[Started]:
+    """From a step's logits to its tokens, a row for each of `batch`; grammars mask rows `masked`.
+
+    All but bad words can be recorded: how many of these fit is known on the device only.
+    """
+    R, V = len(batch), MOE.vocab_size
+    rows = Rows(
+        num_slots=R + 1, num_real_tokens=NUM_REAL_TOKENS, device=cast(Device, _MetaDevice())
+    )
+    for slot, sampling in enumerate(batch, 1):
+        ids = (1, 2, 3)
+        rows.admit(Admit(slot, len(ids), ids, msgspec.structs.replace(sampling, bad_words=())))
+    index_R = torch.empty(R, dtype=torch.int64, device=META)
+    sampled = SampledRows([*range(1, R + 1)], [3] * R, index_R, index_R, index_R)
+    masks = {row: np.zeros(V // 32, dtype=np.int32) for row in masked}
 
     def run() -> None:
-        key_R2 = torch.empty(num_rows, 2, dtype=torch.int64, device=META)
-        uniform_R = sampling.uniform(key_R2, index_R)
-        for threshold_R in (None, number_RF[:, 3]):
-            params = sampling.DrawParams(
-                temperature_R=number_RF[:, 0],
-                top_k_R=index_R,
-                top_p_R=number_RF[:, 1],
-                min_p_R=number_RF[:, 2],
-                uniform_R=uniform_R,
-                xtc_threshold_R=threshold_R,
-            )
-            sampling.draw_top(logits_RV, params, 20)
-            sampling.draw_top(logits_RV, params, sampling.MAX_CANDIDATES)
-            sampling.draw_nucleus(logits_RV, params)
-            sampling.draw_whole(logits_RV, params)
-        sampling.draw_greedy(logits_RV)
-        sampling.top(logits_RV, 20)
-        sampling.ban(logits_RV, index_R, index_R)
-        sampling.keep_only(logits_RV, index_R, index_R)
-        keep_only_set_bits(logits_RV, index_R, mask_QW)
-        penalties = sampling.Penalties(tally_KV, index_R, *number_RF[:, 3:].unbind(-1))
-        masks = sampling.Masks(mask_QW, index_R)
-        bias_N = torch.empty(num_rows, device=META)
-        offset_R1 = torch.empty(num_rows + 1, dtype=torch.int64, device=META)
-        bias = sampling.Bias(offset_R1, index_R, bias_N)
-        sampling.adjust(logits_RV, penalties=penalties, masks=masks, bias=bias)
+        sample(rows, torch.empty(R, V, device=META), sampled, masks)
 
     return record(run)
+
+
+def record_every_kind() -> list[Started]:
+    """What the warm-up's requests start to get their tokens."""
+    started: list[Started] = []
+    for sampling in every_kind(has_grammars=True):
+        started += record_sampling([sampling], [] if sampling.grammar is None else [0])
+    return started
 
 
 def record_windows(model: ModelConfig, most_tokens: int = 4) -> list[Started]:

@@ -13,6 +13,7 @@ import torch
 from engine.config import MemoryPlan, ModelConfig
 from engine.model.inputs import Caches, StepInputs
 from engine.plan import PAGE_TOKENS
+from engine.request import SamplingParams
 from engine.runner.tensors import allocate_caches
 
 MOE = ModelConfig(
@@ -167,3 +168,40 @@ def random_steps(number: int, *, seed: int = 0) -> list[Step]:
         )
         for _ in range(number)
     ]
+
+
+def random_batches(
+    number: int, *, seed: int = 0
+) -> list[tuple[tuple[SamplingParams, ...], list[int]]]:
+    """Requests of every kind that share a step, and the rows of those that have a grammar."""
+    random = Random(seed)
+
+    def some(**wish: object) -> dict[str, object]:
+        return wish if random.random() < 0.3 else {}
+
+    def sampling(has_xtc: bool) -> SamplingParams:
+        wishes = {
+            "temperature": random.choice([0.0, 0.7, 1.0]),
+            **some(top_k=random.choice([1, 32, 33, 1000, 2000])),
+            **some(top_p=0.9),
+            **some(min_p=0.1),
+            **some(presence_penalty=0.5),
+            **some(repetition_penalty=1.2),
+            **some(logit_bias=random.choice([((1, 0.5),), ((1, -100.0),), ((1, 100.0),)])),
+            **some(allowed_token_ids=(1, 2)),
+            **some(stop_token_ids=(1,), min_tokens=4),
+            **some(dry_multiplier=1.0),
+            **some(num_logprobs=random.choice([0, 1, 20])),
+            **(some(xtc_probability=0.5) if has_xtc else {}),
+        }
+        return SamplingParams(max_tokens=9, seed=1, **wishes)  # pyright: ignore[reportArgumentType]
+
+    batches: list[tuple[tuple[SamplingParams, ...], list[int]]] = []
+    for _ in range(number):
+        size, has_xtc, has_grammars = (
+            int(100 ** random.random()),
+            *random.choices((True, False), k=2),
+        )
+        batch = tuple(sampling(has_xtc) for _ in range(size))
+        batches.append((batch, [r for r in range(size) if has_grammars and random.random() < 0.5]))
+    return batches

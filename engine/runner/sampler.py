@@ -72,7 +72,7 @@ def sample(
 
     `logits_RV` may be wider than the real vocabulary.
     """
-    logits_RV = logits_RV[:, : rows.num_real_tokens]
+    wide_RW, logits_RV = logits_RV, logits_RV[:, : rows.num_real_tokens]
     slots, slot_R = sampled.slots, sampled.slot_R
     number_RF = rows.number_PF[slot_R]
     facts = [rows[slot] for slot in slots]
@@ -105,7 +105,7 @@ def sample(
             part_RV, penalties=penalties, masks=_row_masks(rows, own_masks), bias=_bias(rows, part)
         )
         _constrain(part_RV, part, sampled.positions[chunk])
-        token_R = _draw(rows, part_RV, part, params[chunk] if params else None)
+        token_R = _draw(rows, wide_RW[chunk], part, params[chunk] if params else None)
         tokens.append(token_R)
         if reported_Q is not None and raw_QV is not None:
             num_top = [part[r].num_logprobs or 0 for r in reported]
@@ -230,20 +230,25 @@ def _apply(
 
 
 def _draw(
-    rows: Rows, logits_RV: torch.Tensor, facts: list[Row], params: DrawParams | None
+    rows: Rows, wide_RW: torch.Tensor, facts: list[Row], params: DrawParams | None
 ) -> torch.Tensor:
-    """Draw each kind of row by its own function. No `params`: all are greedy."""
+    """Draw each kind of row by its own function. No `params`: all are greedy.
+
+    Rows of the vocabulary with its padding, W wide, because a kind's rows are copied: they keep the
+    alignment that way, and need no other kernels than rows that are not.
+    """
+    V = rows.num_real_tokens
     kinds: dict[Draw, list[int]] = {}
     for r, row in enumerate(facts):
         kinds.setdefault(row.draw, []).append(r)
     if len(kinds) == 1:
-        return _draw_kind(facts[0].draw, facts, logits_RV, params)
+        return _draw_kind(facts[0].draw, facts, wide_RW[:, :V], params)
     assert params is not None
-    token_R = torch.empty(len(facts), dtype=torch.int64, device=logits_RV.device)
+    token_R = torch.empty(len(facts), dtype=torch.int64, device=wide_RW.device)
     for kind, members in kinds.items():
         index_Q = rows.index(members)
         part = [facts[r] for r in members]
-        token_R[index_Q] = _draw_kind(kind, part, logits_RV[index_Q], params[index_Q])
+        token_R[index_Q] = _draw_kind(kind, part, wide_RW[index_Q][:, :V], params[index_Q])
     return token_R
 
 

@@ -10,8 +10,6 @@ up eight at a time, as 0 or -inf to add: 0.09 ms for a row of 248,077 fp32 logit
 
 import torch
 
-from kernels.backend import uses_triton
-
 _ADDEND_256x8 = torch.where(
     (torch.arange(256)[:, None] >> torch.arange(8) & 1).bool(), 0, -torch.inf
 )
@@ -22,10 +20,6 @@ def keep_only_set_bits(logits_RV: torch.Tensor, row_Q: torch.Tensor, mask_QW: to
     V = logits_RV.shape[-1]
     if mask_QW.dtype != torch.int32 or mask_QW.shape[0] != len(row_Q) or 32 * mask_QW.shape[1] < V:
         raise ValueError(f"{mask_QW.shape=} {mask_QW.dtype=} does not fit {logits_RV.shape=}")
-    if uses_triton(logits_RV):
-        from kernels.sampling import gpu
-
-        return gpu.keep_only_set_bits(logits_RV, row_Q, mask_QW)
     table = _ADDEND_256x8.to(device=logits_RV.device, dtype=logits_RV.dtype)
     byte_N = mask_QW.contiguous().view(torch.uint8).flatten().int()
     addend_QV = table.index_select(0, byte_N).view(len(row_Q), -1)[:, :V]

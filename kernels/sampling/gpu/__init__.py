@@ -4,7 +4,7 @@ What torch does on a GPU without a synchronisation, in few launches, is left to 
 `rank`, DRY, and sorting more than 32 of a row's values.
 """
 
-from kernels.sampling.gpu.adjust import adjust, keep_only_set_bits
+from kernels.sampling.gpu.adjust import adjust
 from kernels.sampling.gpu.bans import ban, keep_only
 from kernels.sampling.gpu.draw import draw_greedy, draw_nucleus, draw_top, draw_whole
 from kernels.sampling.gpu.philox import uniform
@@ -18,7 +18,6 @@ __all__ = [
     "draw_top",
     "draw_whole",
     "keep_only",
-    "keep_only_set_bits",
     "top",
     "uniform",
 ]

@@ -64,38 +64,9 @@ def adjust(
     )
 
 
-def keep_only_set_bits(logits_RV: torch.Tensor, row_Q: torch.Tensor, mask_QW: torch.Tensor) -> None:
-    Q, V = len(row_Q), logits_RV.shape[1]
-    num_bytes = Q * V * 4 + Q * V // 8
-    launch(
-        _keep_only_set_bits_kernel,
-        (triton.cdiv(V, BLOCK_V), Q),
-        logits_RV,
-        row_Q.contiguous(),
-        mask_QW,
-        logits_RV.stride(0),
-        mask_QW.stride(0),
-        cost=lambda: Cost(num_bytes, num_bytes, 0),
-        num_warps=4,
-        V=V,
-        BLOCK_V=BLOCK_V,
-    )
-
-
 @triton.jit
 def _is_set(mask_W, id, V: tl.constexpr):
     return (tl.load(mask_W + id // 32, mask=id < V, other=0) >> (id % 32)) & 1 != 0
-
-
-@triton.jit
-def _keep_only_set_bits_kernel(
-    x_RV, row_Q, mask_QW, stride, stride_mask, V: tl.constexpr, BLOCK_V: tl.constexpr
-):
-    q = tl.program_id(1).to(tl.int64)
-    id = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
-    is_banned = ~_is_set(mask_QW + q * stride_mask, id, V)
-    nothing = tl.full([BLOCK_V], -float("inf"), tl.float32)
-    tl.store(x_RV + tl.load(row_Q + q) * stride + id, nothing, mask=is_banned & (id < V))
 
 
 @triton.jit(

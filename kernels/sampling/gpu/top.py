@@ -89,6 +89,8 @@ def parts_of(
         0 if temperature_R is None else temperature_R.stride(0),
         cost=lambda: Cost(num_bytes, num_bytes, 0),
         num_warps=8,
+        # Rows that are not aligned, as log-probabilities are, take an address for each value.
+        max_registers=None if x_RV.stride(0) % 16 == 0 else 128,
         V=V,
         C=C,
         K=K,

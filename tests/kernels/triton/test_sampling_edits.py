@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kernels.sampling import NOTHING, Bias, Masks, Penalties, adjust, ban, keep_only
-from kernels.sampling.bitmask import keep_only_set_bits
 from tests.kernels.triton.outside import outside
 
 WIDTHS = [1, 33, 2048, 5001]
@@ -13,17 +12,6 @@ WIDTHS = [1, 33, 2048, 5001]
 def mask(num_rows: int, width: int) -> torch.Tensor:
     words = torch.randint(-(1 << 31), 1 << 31, (num_rows, (width + 31) // 32 + 1))
     return words.to(torch.int32)
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_only_set_bits_are_kept(device: torch.device, width: int) -> None:
-    logits_RV = torch.randn(4, width)
-    row_Q, mask_QW = torch.tensor([3, 1]), mask(2, width)
-    expected_RV = logits_RV.clone()
-    outside(keep_only_set_bits, expected_RV, row_Q, mask_QW)
-    found_RV = logits_RV.to(device)
-    keep_only_set_bits(found_RV, row_Q.to(device), mask_QW.to(device))
-    assert torch.equal(found_RV.cpu(), expected_RV)
 
 
 @pytest.mark.parametrize("function", [ban, keep_only])
