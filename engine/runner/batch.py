@@ -24,7 +24,8 @@ from engine.runner.rows import Rows
 from engine.runner.staging import Staging, staged_bytes
 
 _UNKNOWN = -1  # stands for a token that only the device knows
-_NUM_ARRAYS = 15
+_NUM_ARRAYS = 13  # as long as a step
+_NUM_PAGE_ARRAYS = 2  # as long as the page tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ class BatchBuilder:
         # Graphs need tables of one width; eager steps beside them get the same.
         self._has_fixed_width = rows.device.captures
         longest = max_step_tokens + num_slots + 1
-        self._staging = Staging(rows.device, staged_bytes(_NUM_ARRAYS, longest))
+        # Whoever continues from the cache brings all of its pages at once.
+        most_pages = staged_bytes(_NUM_PAGE_ARRAYS, num_slots * max_pages)
+        self._staging = Staging(rows.device, staged_bytes(_NUM_ARRAYS, longest) + most_pages)
 
     def forget(self, slot: int) -> None:
         """The slot's next slice brings pages of another sequence, or of another epoch."""

@@ -132,3 +132,20 @@ def test_padding_rows_share_the_scratch_slot_and_page() -> None:
     rows, builder = make(2)
     scratch = part(0, 5, (1,), (0,), decodes=True)
     expect(builder, rows, StepPlan((scratch,) * 4))
+
+
+def test_all_pages_of_long_cached_prompts_may_come_at_once() -> None:
+    """Many more than the step has tokens: each sequence computes the end of its prompt only."""
+    num_slots, max_pages = 5, 500
+    rows = Rows(num_slots=num_slots, num_real_tokens=1000)
+    builder = BatchBuilder(
+        rows,
+        SlotPositions(num_slots),
+        num_slots=num_slots,
+        max_step_tokens=4,
+        max_pages=max_pages,
+    )
+    pages = tuple(range(1, max_pages + 1))
+    start = max_pages * PAGE_TOKENS - 1
+    plan = StepPlan(tuple(part(slot, start, (7,), pages) for slot in range(1, num_slots)))
+    expect(builder, rows, plan)
