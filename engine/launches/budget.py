@@ -1,15 +1,24 @@
 """What a step must move and compute, what its launches move and compute, and the least time.
 
 A layer's numbers are what one more layer of its kind adds to a step; the rest of the step (the
-embedding, the angles, the final norm, the head) is what is left when all layers are taken away. The
-least time of a launch is the roofline of what it moves; those of a step's launches add up.
+embedding, the angles, the final norm, the head) is what is left when all layers are taken away.
+What comes before the model (the host's numbers in one copy, page tables, tokens that only the
+device knows) and after it (a greedy draw) are parts of their own. The least time of a launch is the
+roofline of what it moves; those of a step's launches add up.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engine.config import ModelConfig
-from engine.launches.record import Started, TorchOp, record_layer, record_step
+from engine.launches.record import (
+    Started,
+    TorchOp,
+    record_greedy,
+    record_inputs,
+    record_layer,
+    record_step,
+)
 from engine.launches.shapes import Step
 from kernels.devices import DEVICES, LAUNCH_S, Device
 
@@ -75,11 +84,18 @@ def budget_of(model: ModelConfig, step: Step) -> Budget:
     kinds = sorted(set(model.layer_types), reverse=True)
     layers = {kind: record_layer(model, kind, step) for kind in kinds}
     whole = rest = sum_of(record_step(model, step))
+    around = {
+        "inputs": sum_of(record_inputs(step)),
+        "greedy sampling": sum_of(record_greedy(step)),
+    }
     parts: dict[str, Sum] = {}
     for kind, started in layers.items():
         parts[LAYER_NAMES[kind]] = layer = sum_of(started)
         rest = rest.plus(layer, times=-model.layer_types.count(kind))
     parts["the rest"] = rest
+    for name, part in around.items():
+        parts[name] = part
+        whole = whole.plus(part)
     parts["whole step"] = whole
     return Budget(layers, parts)
 

@@ -16,13 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.config import ModelConfig
+from engine.device_memory import LOGITS_ROWS
 from engine.launches.shapes import MOE, NUM_REAL_TOKENS, Step
 from engine.model.qwen3_5 import Qwen3_5
 from engine.plan import PAGE_TOKENS, Admit
 from engine.request import SamplingParams
-from engine.runner.batch import SampledRows
-from engine.runner.device import Array, Device
+from engine.runner.batch import BatchBuilder, SampledRows
+from engine.runner.device import Array, CpuDevice, Device, Event
 from engine.runner.kinds import every_kind
+from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
 from engine.runner.sampler import sample
 from kernels.launch import Cost, Launch, recording
@@ -126,6 +128,15 @@ class _MetaDevice:
     def upload(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(META)
 
+    def pinned(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
+
+    def copy_in(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        target.copy_(source)
+
+    def record(self) -> Event:
+        return CpuDevice().record()
+
 
 def record_sampling(batch: Sequence[SamplingParams], masked: Sequence[int] = ()) -> list[Started]:
     """From a step's logits to its tokens, a row for each of `batch`; grammars mask rows `masked`.
@@ -147,6 +158,31 @@ def record_sampling(batch: Sequence[SamplingParams], masked: Sequence[int] = ())
         sample(rows, torch.empty(R, V, device=META), sampled, masks)
 
     return record(run)
+
+
+def record_greedy(step: Step) -> list[Started]:
+    """From the step's logits to its tokens where every request is greedy."""
+    greedy = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+    started: list[Started] = []
+    for first in range(0, step.num_samples, LOGITS_ROWS):
+        started += record_sampling([greedy] * min(LOGITS_ROWS, step.num_samples - first))
+    return started
+
+
+def record_inputs(step: Step) -> list[Started]:
+    """From the step's plan to what the model reads, when its pages are known from steps before."""
+    num_slots = step.num_samples + 1
+    longest = max(step.context, *step.slices, 1)
+    device = cast(Device, _MetaDevice())
+    batches = BatchBuilder(
+        Rows(num_slots=num_slots, num_real_tokens=NUM_REAL_TOKENS, device=device),
+        SlotPositions(num_slots),
+        num_slots=num_slots,
+        max_step_tokens=step.num_tokens,
+        max_pages=-(-longest // PAGE_TOKENS),
+    )
+    plan = step.plan()
+    return record(lambda: batches.inputs(batches.send(plan)))
 
 
 def record_every_kind() -> list[Started]:

@@ -12,7 +12,7 @@ import torch
 
 from engine.config import MemoryPlan, ModelConfig
 from engine.model.inputs import Caches, StepInputs
-from engine.plan import PAGE_TOKENS
+from engine.plan import PAGE_TOKENS, Slice, StepPlan
 from engine.request import SamplingParams
 from engine.runner.tensors import allocate_caches
 
@@ -116,6 +116,29 @@ class Step:
             prefill_offset_S1=_meta((S + 1,), torch.int32),
             prefill_page_SM=_meta((S, prefill_pages), torch.int32),
         )
+
+    def plan(self) -> StepPlan:
+        """Sequences in slots of their own, from the first, and their pages one after the other."""
+        lengths = [*[self.context] * self.num_decodes, *self.slices]
+        slices: list[Slice] = []
+        first = 1
+        for i, length in enumerate(lengths):
+            decodes, pages = i < self.num_decodes, _num_pages(length)
+            slices.append(
+                Slice(
+                    request_id=f"r{i}",
+                    epoch=0,
+                    slot=i + 1,
+                    start=length - 1 if decodes else 0,
+                    num_tokens=1 if decodes else length,
+                    token_ids=() if decodes else (0,) * length,
+                    pages=tuple(range(first, first + pages)),
+                    decodes=decodes,
+                    samples=True,
+                )
+            )
+            first += pages
+        return StepPlan(tuple(slices))
 
     def caches(self, model: ModelConfig, dtype: torch.dtype) -> Caches:
         """Pools that hold the step, as shapes."""

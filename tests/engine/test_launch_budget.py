@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from engine.device_memory import LOGITS_ROWS
 from engine.launches import Started, TorchOp, record_layer, record_step
 from engine.launches.budget import LAYER_NAMES, MAX_RATIO, budget_of, sum_of
+from engine.launches.record import record_greedy, record_inputs
 from engine.launches.shapes import DECODE, MIXED, MOE, PREFILL, STEPS, Step, of_rank
 
 MAX_LAUNCHES = {"linear_attention": 6, "full_attention": 7}  # at batch 1
@@ -41,10 +43,11 @@ def test_layers_and_the_rest_make_the_step(step: Step) -> None:
     layers = sum_of(())
     for kind, name in LAYER_NAMES.items():
         layers = layers.plus(parts.pop(name), times=MOE.layer_types.count(kind))
-    (rest,) = parts.values()
-    assert layers.num_launches + rest.num_launches == whole.num_launches
-    assert rest.num_torch >= 0
-    assert rest.moved_bytes >= 0
+    assert list(parts) == ["the rest", "inputs", "greedy sampling"]
+    assert layers.num_launches + sum(p.num_launches for p in parts.values()) == whole.num_launches
+    for part in parts.values():
+        assert part.num_torch >= 0
+        assert part.moved_bytes > 0
 
 
 def test_a_step_of_one_row_reads_its_active_weights_once() -> None:
@@ -78,3 +81,16 @@ def test_torch_operations_are_seen() -> None:
     started: list[Started] = record(run)
     assert [item.name for item in started] == ["index", "add_"]
     assert started[0].cost.moved_bytes == 3 * 8 + 3 * 64 * 4
+
+
+def test_inputs_and_sampling_are_what_a_runner_does_around_the_model() -> None:
+    """The host's numbers in one copy; tokens only the device knows; a page table for each row."""
+    assert [item.name for item in record_inputs(DECODE[1])] == [
+        *("copy_", "index_select", "lt", "where", "copy_"),
+        *("index_select", "index_select"),
+    ]
+    sampled = [item.name for item in record_greedy(DECODE[1])]
+    assert [name for name in sampled if name in ("parts", "first")] == ["parts", "first"]
+    assert sampled[-1] == "index_put_"  # the last token of each slot
+    twice = [item.name for item in record_greedy(Step(num_decodes=LOGITS_ROWS + 1))]
+    assert twice == 2 * sampled
