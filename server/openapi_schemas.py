@@ -82,17 +82,20 @@ ANSWERS: dict[str, Schema] = {
     ),
     "MessagesError": _exactly(
         type=_is("error"),
-        error=_exactly(
-            type={
-                "enum": [
-                    "invalid_request_error",
-                    "authentication_error",
-                    "not_found_error",
-                    "overloaded_error",
-                    "api_error",
-                ]
-            },
-            message=_STRING,
+        error=_with_optional(
+            _exactly(
+                type={
+                    "enum": [
+                        "invalid_request_error",
+                        "authentication_error",
+                        "not_found_error",
+                        "overloaded_error",
+                        "api_error",
+                    ]
+                },
+                message=_STRING,
+            ),
+            details=_exactly(error_code=_is("thread_unsupported_request")),
         ),
     ),
     "ChatCompletion": _object(

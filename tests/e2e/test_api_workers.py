@@ -152,10 +152,14 @@ def test_connections_spread_over_the_workers(server: LiveServer) -> None:
             open_streams.callback(response.close)
             assert response.status_code == 200
 
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(begin, range(16)))
-        taken = [num_sockets(pid) - before[pid] for pid in before]
-        assert sum(taken) >= 16
+        taken = [0]
+        for num_begun in (16, 32, 48, 64):  # a busy machine may have one worker wait for the other
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(begin, range(16)))
+            taken = [num_sockets(pid) - before[pid] for pid in before]
+            assert sum(taken) >= num_begun
+            if min(taken) >= 1:
+                break
         assert min(taken) >= 1, taken
 
 

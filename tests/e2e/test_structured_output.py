@@ -266,7 +266,7 @@ def test_schemas_that_compile_for_ever_hold_up_nobody(server: LiveServer) -> Non
         for _ in range(5):
             assert server.post("/tokenize", {"prompt": "Tell me."}).status_code == 200
             assert answer(server, **GOOD) == before, "a grammar that is known waits for none"
-        assert not any(one.done() for one in slow)
+        assert not all(one.done() for one in slow), "they are compiled two at a time"
         for one in slow:
             assert one.result().status_code == 400
             assert "takes too long to compile" in one.result().json()["error"]["message"]

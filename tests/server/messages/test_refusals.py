@@ -163,7 +163,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("chat_template", message(chat_template="{{ messages }}")),
     ("prompt_embeds", message(prompt_embeds="AAAA")),
     ("use_beam_search", message(use_beam_search=True)),
-    ("logits_processors", message(logits_processors=[])),
+    ("logits_processors", message(logits_processors=[1])),
     ("chat_template_kwargs", message(chat_template_kwargs=[])),
     (
         "chat_template_kwargs.enable_thinking",
