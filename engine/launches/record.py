@@ -90,18 +90,25 @@ def record(run: Callable[[], object]) -> list[Started]:
 def record_step(
     model: ModelConfig, step: Step, dtype: torch.dtype = torch.bfloat16
 ) -> list[Started]:
-    """All of a step up to its logits; those of the slices' last rows and of every decode row."""
+    """All of a step up to its logits; those of the slices' last rows and of every decode row.
+
+    As the runner does, the head is handed at most `LOGITS_ROWS` rows at a time.
+    """
     network = Qwen3_5(model, dtype, META)
     inputs, caches = step.inputs(), step.caches(model, dtype)
 
     def run() -> None:
         hidden_TD = network.forward(inputs, caches)
-        if step.num_samples < step.num_tokens:
-            row_R = torch.empty(step.num_samples, dtype=torch.int64, device=META)
-            hidden_TD = hidden_TD[row_R]
-        network.logits(hidden_TD)
+        for num_rows in _chunks(step.num_samples):
+            row_R = torch.empty(num_rows, dtype=torch.int64, device=META)
+            network.logits(hidden_TD[row_R])
 
     return record(run)
+
+
+def _chunks(num_samples: int) -> list[int]:
+    """How many rows of a step's are scored and sampled at a time."""
+    return [min(LOGITS_ROWS, num_samples - first) for first in range(0, num_samples, LOGITS_ROWS)]
 
 
 def record_layer(
@@ -164,8 +171,8 @@ def record_greedy(step: Step) -> list[Started]:
     """From the step's logits to its tokens where every request is greedy."""
     greedy = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
     started: list[Started] = []
-    for first in range(0, step.num_samples, LOGITS_ROWS):
-        started += record_sampling([greedy] * min(LOGITS_ROWS, step.num_samples - first))
+    for num_rows in _chunks(step.num_samples):
+        started += record_sampling([greedy] * num_rows)
     return started
 
 

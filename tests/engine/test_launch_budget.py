@@ -94,3 +94,12 @@ def test_inputs_and_sampling_are_what_a_runner_does_around_the_model() -> None:
     assert sampled[-1] == "index_put_"  # the last token of each slot
     twice = [item.name for item in record_greedy(Step(num_decodes=LOGITS_ROWS + 1))]
     assert twice == 2 * sampled
+
+
+@pytest.mark.parametrize(("num_decodes", "times"), [(1, 1), (LOGITS_ROWS, 1), (LOGITS_ROWS + 1, 2)])
+def test_the_head_gets_its_rows_as_a_runner_hands_them_over(num_decodes: int, times: int) -> None:
+    """Picked, and so few at a time: its weights are read once for each time."""
+    step = Step(num_decodes=num_decodes, context=64)
+    started = record_step(of_rank(MOE, 8), step)
+    assert [item.name for item in started].count("index") == times
+    assert [item.name for item in started[-2 * times :]] == times * ["index", "linear"]
