@@ -23,7 +23,7 @@ from engine.model.weights import LoadedModel, load_model, resolve_dtype
 from engine.plan import PAGE_TOKENS
 from engine.runner.cuda import CudaDevice
 from engine.runner.device import CpuDevice
-from engine.runner.kinds import every_kind
+from engine.runner.kinds import SIZES, every_kind
 from engine.runner.runner import Runner
 from engine.runner.tensors import allocate_caches
 from engine.worker import Built
@@ -80,6 +80,7 @@ def build(config: EngineConfig) -> Built:
         num_real_tokens=min(config.num_real_tokens, model_config.vocab_size),
         # A GPU's kernels are compiled when they first run, and those of a full step are others.
         warm_up_tokens=PAGE_TOKENS + 1 if on_cpu else memory.max_step_tokens,
+        warm_up_sizes=() if on_cpu else SIZES,
         warm_up_kinds=() if on_cpu else every_kind(has_grammars=grammars is not None),
         on_ready=runner.begin_captures,
         progress=lambda: runner.progress,

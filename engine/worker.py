@@ -40,6 +40,7 @@ class Built:
     info: EngineInfo
     num_real_tokens: int
     warm_up_tokens: int = PAGE_TOKENS + 1  # of the longer prompt: more than a page
+    warm_up_sizes: Sequence[int] = ()  # of prompts that are served one by one, and scored
     warm_up_kinds: Sequence[SamplingParams] = ()  # of requests that are served one by one
     on_ready: Callable[[], None] = lambda: None  # after the warm-up
     progress: Callable[[], int] = lambda: 0  # grows while a long step is well
@@ -87,32 +88,45 @@ def _read_exactly(fd: int, length: int) -> bytes:
 def warm_up(built: Built) -> None:
     """Generate through the real loop, twice, and compare: ready then means fast and right.
 
-    Then serve `built.warm_up_kinds`. Raises RuntimeError if the two runs differ, if
-    one does not end or leaves anything behind.
+    Then serve a prompt of each of `built.warm_up_sizes`, and `built.warm_up_kinds`. Raises
+    RuntimeError if the two runs differ, if one does not end or leaves anything behind.
     """
     first, second = _generate(built), _generate(built)
     if first != second or not all(len(ids) == _WARM_UP_TOKENS for ids in first):
         raise RuntimeError(f"the warm-up generations differ or are cut: {first} and {second}")
+    for size in built.warm_up_sizes:
+        _serve_alone(built, _prompt(built, min(size, _longest(built) - 1)), _SCORED)
     for sampling in built.warm_up_kinds:
-        (ids,) = _serve(built, [((0,), sampling)])
-        if len(ids) != sampling.max_tokens:
-            raise RuntimeError(f"the warm-up of {sampling} generated {ids}")
+        _serve_alone(built, (0,), sampling)
 
 
+def _serve_alone(built: Built, prompt_ids: tuple[int, ...], sampling: SamplingParams) -> None:
+    (ids,) = _serve(built, [(prompt_ids, sampling)])
+    if len(ids) != sampling.max_tokens:
+        raise RuntimeError(f"the warm-up of {sampling} generated {ids}")
+
+
+_SCORED = SamplingParams(max_tokens=1, seed=0, temperature=0.0, num_prompt_logprobs=1)
 _WARM_UP_TOKENS = 4
 
 
 def _generate(built: Built) -> list[list[int]]:
     """Greedy output of a short and a longer prompt, batched."""
-    memory = built.memory
-    fits = min(memory.max_model_len, memory.num_kv_tokens)
-    longest = min(built.warm_up_tokens, fits - _WARM_UP_TOKENS)
+    longest = min(built.warm_up_tokens, _longest(built) - _WARM_UP_TOKENS)
     sampling = SamplingParams(max_tokens=_WARM_UP_TOKENS, seed=0, temperature=0.0)
     prompts = [
-        tuple(i % built.num_real_tokens for i in range(length))
-        for length in sorted({1, max(1, longest)})[: memory.num_slots]
+        _prompt(built, length) for length in sorted({1, max(1, longest)})[: built.memory.num_slots]
     ]
     return _serve(built, [(prompt_ids, sampling) for prompt_ids in prompts])
+
+
+def _longest(built: Built) -> int:
+    """Tokens of a request, those it generates included."""
+    return min(built.memory.max_model_len, built.memory.num_kv_tokens)
+
+
+def _prompt(built: Built, length: int) -> tuple[int, ...]:
+    return tuple(i % built.num_real_tokens for i in range(length))
 
 
 def _serve(built: Built, wishes: list[tuple[tuple[int, ...], SamplingParams]]) -> list[list[int]]:

@@ -2,19 +2,22 @@
 
 import argparse
 import sys
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from engine.launches.budget import LAYER_NAMES, budget_of, launches_table, parts_table
+from engine.launches.record import Started, record_sampling, record_step, record_warm_up
 from engine.launches.shapes import (
     DECODE,
     MODELS,
+    ODD_STEPS,
     PREFILL,
     STEPS,
+    few_layers,
     of_rank,
     random_batches,
     random_steps,
 )
-from kernels.launch import Launch
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 MODEL = MODELS["35B-A3B"]
@@ -82,8 +85,6 @@ def _compile(capability: int | None, ranks: int | None) -> tuple[list[str], list
 
 def _stale(document: str) -> list[str]:
     from engine.launches.binaries import RANKS, cell_faults, needed
-    from engine.launches.record import record_sampling
-    from kernels.aot import variants_of
 
     found: list[str] = []
     if _replaced(document, "budget", _budget()) != document:
@@ -96,22 +97,30 @@ def _stale(document: str) -> list[str]:
             "run `python -m engine.launches compile --write`"
         )
     found += [f"docs/gpu.md: {fault}" for fault in cell_faults(document)]
-    keys = {need.variant.key for need in listed}
-    for step in random_steps(16):
-        others = needed({"35B-A3B": (1,)}, [step])
-        found += [
-            f"{step}: {other.title} is in no table, so it would be compiled while serving"
-            for other in others
-            if other.variant.key not in keys
-        ]
-    for batch, masked in random_batches(50):
-        started = record_sampling(batch, masked)
-        found += [
-            f"sampling: {variant.name} {variant.key[:8]} is in no table, so no warm-up has it"
-            for variant in variants_of(one for one in started if isinstance(one, Launch))
-            if variant.key not in keys
-        ]
-    return sorted(set(found))
+    return found + _late({need.variant.key for need in listed})
+
+
+def _late(listed: Set[str]) -> list[str]:
+    """What would be compiled while serving: it is in no warm-up, or in no table."""
+    from engine.launches.binaries import RANKS, launched
+
+    found: set[str] = set()
+
+    def look(where: str, started: Iterable[Started], known: Set[str], place: str) -> None:
+        for variant in launched(started):
+            if variant.key not in known:
+                found.add(f"{where}: {variant.name} {variant.key[:8]} is in no {place}")
+
+    for name in RANKS:
+        model = few_layers(MODELS[name])
+        warm_up = record_warm_up(model)
+        look(f"{name}, warm-up", warm_up, listed, "table")
+        warmed = {variant.key for variant in launched(warm_up)}
+        for step in (*STEPS, *ODD_STEPS, *random_steps(16)):
+            look(f"{name}, {step}", record_step(model, step), warmed, "warm-up")
+    for batch, masked in random_batches(50):  # the table's kernels of sampling are the warm-up's
+        look("sampling", record_sampling(batch, masked), listed, "table")
+    return sorted(found)
 
 
 def _replaced(document: str, name: str, lines: list[str]) -> str:

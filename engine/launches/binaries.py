@@ -4,11 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from engine.config import ModelConfig
 from engine.launches.record import Started, record_every_kind, record_step, record_windows
-from engine.launches.shapes import MODELS, ODD_STEPS, STEPS, Step, of_rank
+from engine.launches.shapes import MODELS, ODD_STEPS, STEPS, Step, few_layers, of_rank
 from kernels.aot import Binary, Variant, compile_all, variants_of
 from kernels.devices import KIB, TARGETS, Target
 from kernels.launch import Launch
@@ -43,19 +40,24 @@ def needed(
     found: dict[str, Needed] = {}
 
     def note(user: str, started: Iterable[Started]) -> None:
-        for variant in variants_of(item for item in started if isinstance(item, Launch)):
+        for variant in launched(started):
             users = found.setdefault(variant.key, Needed(variant)).users
             if user not in users:
                 users.append(user)
 
     for name, numbers in ranks.items():
         for number in numbers:
-            model = _few_layers(of_rank(MODELS[name], number))
+            model = few_layers(of_rank(MODELS[name], number))
             for step in steps:
                 note(f"{name}/{number}", record_step(model, step))
             note(SPECULATION, record_windows(model))
     note(SAMPLING, record_every_kind())
     return list(found.values())
+
+
+def launched(started: Iterable[Started]) -> list[Variant]:
+    """The distinct kernels of our own among what is started."""
+    return variants_of(item for item in started if isinstance(item, Launch))
 
 
 def compile_needed(
@@ -151,9 +153,3 @@ def _users(users: list[str]) -> str:
         name, _, number = user.partition("/")
         numbers.setdefault(name, []).append(number)
     return " ".join(f"{name}/{','.join(n)}" if any(n) else name for name, n in numbers.items())
-
-
-def _few_layers(model: ModelConfig) -> ModelConfig:
-    """One layer of each kind starts the kernels of all."""
-    kinds = tuple(sorted(set(model.layer_types)))
-    return msgspec.structs.replace(model, layer_types=kinds)

@@ -23,7 +23,7 @@ from engine.plan import PAGE_TOKENS, Admit
 from engine.request import SamplingParams
 from engine.runner.batch import BatchBuilder, SampledRows
 from engine.runner.device import Array, CpuDevice, Device, Event
-from engine.runner.kinds import every_kind
+from engine.runner.kinds import SIZES, every_kind
 from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
 from engine.runner.sampler import sample
@@ -198,6 +198,25 @@ def record_every_kind() -> list[Started]:
     for sampling in every_kind(has_grammars=True):
         started += record_sampling([sampling], [] if sampling.grammar is None else [0])
     return started
+
+
+def record_warm_up(model: ModelConfig, *, most_tokens: int = 8192) -> list[Started]:
+    """What the warm-up's prompts start, of the model and its head; `most_tokens`: of a step."""
+    started = record_head(model, LOGITS_ROWS)
+    for step in (
+        *(Step(slices=slices) for slices in ((1, most_tokens - 1), (1,))),
+        *(Step(num_decodes=number, context=most_tokens) for number in (2, 1)),
+        *(Step(slices=(size,)) for size in SIZES),
+    ):
+        started += record_step(model, step)
+    return started
+
+
+def record_head(model: ModelConfig, num_rows: int) -> list[Started]:
+    """What scores rows that follow one another, as those of a prompt do."""
+    network = Qwen3_5(model, torch.bfloat16, META)
+    hidden_RD = torch.empty(num_rows, model.hidden_size, dtype=torch.bfloat16, device=META)
+    return record(lambda: network.logits(hidden_RD))
 
 
 def record_windows(model: ModelConfig, most_tokens: int = 4) -> list[Started]:

@@ -76,6 +76,11 @@ def of_rank(model: ModelConfig, num_ranks: int) -> ModelConfig:
     )
 
 
+def few_layers(model: ModelConfig) -> ModelConfig:
+    """One layer of each kind starts the kernels of all."""
+    return msgspec.structs.replace(model, layer_types=tuple(sorted(set(model.layer_types))))
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Decode rows, each the last token of `context` tokens, and slices that start a prompt each."""

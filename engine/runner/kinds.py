@@ -1,9 +1,12 @@
-"""Requests that between them need every kernel of sampling: a GPU's warm-up.
+"""Requests that between them need every kernel there is: a GPU's warm-up.
 
 Triton compiles a kernel when it is first asked for, which takes up to two seconds, and what it is
 asked for depends on the requests that share a step. Each way to draw a token has kernels of its
 own, with and without XTC. Penalties, masks of grammars and biases share one launch, which is
 another kernel for each set of them: so each request is to be served alone.
+
+Those of the model's products depend on how many rows a step has, those of the head on how many of
+them are scored. One row and a full step need some; prompts of a few lengths between, the others.
 """
 
 from itertools import cycle
@@ -13,6 +16,8 @@ import msgspec
 
 from engine.grammar import GrammarSpec
 from engine.request import SamplingParams
+
+SIZES = (64, 256, 2048)  # tokens: up to 64 rows, up to 256, and so many that experts get 17 to 64
 
 _GREEDY = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
 _XTC = {"xtc_probability": 1.0, "xtc_threshold": 0.1}

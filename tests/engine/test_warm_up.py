@@ -1,34 +1,46 @@
 """Before it is ready, a GPU's engine serves whatever would otherwise compile kernels later."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engine.build import build
-from engine.config import EngineConfig
-from engine.launches.record import record_every_kind, record_sampling
-from engine.launches.shapes import MOE
-from engine.plan import StepPlan
+from engine.config import EngineConfig, MemoryPlan
+from engine.device_memory import LOGITS_ROWS
+from engine.launches.record import (
+    Started,
+    record_every_kind,
+    record_head,
+    record_sampling,
+    record_step,
+    record_warm_up,
+)
+from engine.launches.shapes import MODELS, MOE, ODD_STEPS, STEPS, Step, few_layers, random_steps
+from engine.plan import StepPlan, StepResult
 from engine.request import SamplingParams
-from engine.runner.kinds import every_kind
+from engine.runner.kinds import SIZES, every_kind
 from engine.runner.runner import LaunchedStep, Runner
 from engine.worker import Built, warm_up
 from kernels.launch import Launch
 from tests.checkpoints import EOS_TOKEN_ID, NUM_REAL_TOKENS
+from tests.engine.simulation import FakeRunner
 from tests.engine.test_every_kind_of_request import write_tokenizer
 
 
 class NotedRunner:
-    """Notes which requests begin together."""
+    """Notes its plans, and which requests begin together."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
+        self.plans: list[StepPlan] = []
         self.batches: list[tuple[SamplingParams, ...]] = []
 
     def launch(self, plan: StepPlan) -> LaunchedStep:
+        self.plans.append(plan)
         if plan.admits:
             self.batches.append(tuple(admit.sampling for admit in plan.admits))
         return self._runner.launch(plan)
@@ -64,6 +76,86 @@ def test_every_kind_is_served_as_it_will_be(built: Built) -> None:
     kinds = every_kind(has_grammars=True)
     warm_up(dataclasses.replace(built, runner=runner, warm_up_kinds=kinds))
     assert runner.batches[2:] == [(kind,) for kind in kinds]
+
+
+def test_prompts_of_all_sizes_are_served_whole_and_scored(built: Built) -> None:
+    assert isinstance(built.runner, Runner)
+    runner = NotedRunner(built.runner)
+    warm_up(dataclasses.replace(built, runner=runner, warm_up_sizes=(64, 200, 10_000)))
+    scoring = [plan for plan in runner.plans if any(part.scores_prompt for part in plan.slices)]
+    longest = built.memory.max_model_len - 1  # it has to generate a token
+    assert [plan.num_tokens for plan in scoring] == [64, 200, longest]
+    assert all(part.start == 0 and part.samples for plan in scoring for part in plan.slices)
+
+
+Kernel = tuple[str, frozenset[tuple[str, object]]]
+
+
+def kernels_of(started: Iterable[Started]) -> set[Kernel]:
+    """As far as constants tell them apart; `engine.launches check` looks at the rest."""
+    launches = [item for item in started if isinstance(item, Launch)]
+    return {(launch.name, frozenset(launch.constants.items())) for launch in launches}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_of_any_size_needs_no_other_kernels_than_the_warm_up(name: str) -> None:
+    """Whatever is compiled later is waited for by whoever asks for it first."""
+    model = few_layers(MODELS[name])
+    warmed = kernels_of(record_warm_up(model))
+    for step in (*STEPS, *ODD_STEPS, *random_steps(30, seed=1)):
+        assert kernels_of(record_step(model, step)) <= warmed, str(step)
+
+
+@dataclass
+class PlannedOnly:
+    """Computes nothing real, and keeps the shapes of its steps."""
+
+    runner: FakeRunner
+    steps: set[Step] = field(default_factory=set[Step])
+
+    def launch(self, plan: StepPlan) -> "Computed":
+        decodes = [part for part in plan.slices if part.decodes]
+        slices = tuple(part.num_tokens for part in plan.slices if not part.decodes)
+        context = max((part.end for part in decodes), default=8192)
+        self.steps.add(Step(num_decodes=len(decodes), context=context, slices=slices))
+        return Computed(self.runner.step(plan))
+
+
+@dataclass
+class Computed:
+    answer: StepResult
+
+    def result(self, timeout: float | None = None) -> StepResult:
+        return self.answer
+
+
+@pytest.mark.parametrize("most_tokens", [2048, 8192])
+def test_what_is_recorded_of_the_warm_up_is_what_it_plans(built: Built, most_tokens: int) -> None:
+    memory = MemoryPlan(
+        num_pages=400,
+        num_slots=8,
+        page_bytes=1,
+        slot_bytes=48,
+        max_model_len=4 * most_tokens,
+        max_num_seqs=8,
+        max_step_tokens=most_tokens,
+    )
+    runner = PlannedOnly(FakeRunner(memory.num_pages, memory.num_slots))
+    warm_up(
+        dataclasses.replace(
+            built,
+            runner=runner,
+            memory=memory,
+            warm_up_tokens=most_tokens,
+            warm_up_sizes=SIZES,
+            warm_up_kinds=every_kind(has_grammars=False)[:1],
+        )
+    )
+    model = few_layers(MOE)
+    planned = kernels_of(item for step in runner.steps for item in record_step(model, step))
+    assert planned == kernels_of(record_warm_up(model, most_tokens=most_tokens)) - kernels_of(
+        record_head(model, LOGITS_ROWS)
+    )
 
 
 def test_a_warm_up_that_ends_early_is_not_ready(built: Built) -> None:
