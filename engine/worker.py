@@ -111,13 +111,11 @@ _WARM_UP_TOKENS = 4
 
 
 def _generate(built: Built) -> list[list[int]]:
-    """Greedy output of a short and a longer prompt, batched."""
+    """Greedy output of a short and a longer prompt, batched where there are slots for both."""
     longest = min(built.warm_up_tokens, _longest(built) - _WARM_UP_TOKENS)
     sampling = SamplingParams(max_tokens=_WARM_UP_TOKENS, seed=0, temperature=0.0)
-    prompts = [
-        _prompt(built, length) for length in sorted({1, max(1, longest)})[: built.memory.num_slots]
-    ]
-    return _serve(built, [(prompt_ids, sampling) for prompt_ids in prompts])
+    lengths = sorted({1, max(1, longest)})
+    return _serve(built, [(_prompt(built, length), sampling) for length in lengths])
 
 
 def _longest(built: Built) -> int:
@@ -130,7 +128,7 @@ def _prompt(built: Built, length: int) -> tuple[int, ...]:
 
 
 def _serve(built: Built, wishes: list[tuple[tuple[int, ...], SamplingParams]]) -> list[list[int]]:
-    """The output of each prompt, served together as far as there are slots."""
+    """The output of each prompt, two at most: served together as far as there are slots."""
     requests = [
         Request(id=f"warm-up-{i}", prompt_ids=prompt_ids, sampling=sampling)
         for i, (prompt_ids, sampling) in enumerate(wishes)

@@ -129,15 +129,15 @@ class Computed:
         return self.answer
 
 
-@pytest.mark.parametrize("most_tokens", [2048, 8192])
-def test_what_is_recorded_of_the_warm_up_is_what_it_plans(built: Built, most_tokens: int) -> None:
+def planned_steps(built: Built, *, most_tokens: int, num_slots: int) -> set[Step]:
+    """Of the warm-up of a GPU's engine with so many slots, whose steps have so many tokens."""
     memory = MemoryPlan(
         num_pages=400,
-        num_slots=8,
+        num_slots=num_slots,
         page_bytes=1,
         slot_bytes=48,
         max_model_len=4 * most_tokens,
-        max_num_seqs=8,
+        max_num_seqs=num_slots,
         max_step_tokens=most_tokens,
     )
     runner = PlannedOnly(FakeRunner(memory.num_pages, memory.num_slots))
@@ -151,11 +151,23 @@ def test_what_is_recorded_of_the_warm_up_is_what_it_plans(built: Built, most_tok
             warm_up_kinds=every_kind(has_grammars=False)[:1],
         )
     )
+    return runner.steps
+
+
+@pytest.mark.parametrize("most_tokens", [2048, 8192])
+def test_what_is_recorded_of_the_warm_up_is_what_it_plans(built: Built, most_tokens: int) -> None:
     model = few_layers(MOE)
-    planned = kernels_of(item for step in runner.steps for item in record_step(model, step))
+    steps = planned_steps(built, most_tokens=most_tokens, num_slots=8)
+    planned = kernels_of(item for step in steps for item in record_step(model, step))
     assert planned == kernels_of(record_warm_up(model, most_tokens=most_tokens)) - kernels_of(
         record_head(model, LOGITS_ROWS)
     )
+
+
+def test_an_engine_of_one_sequence_runs_a_full_step_too(built: Built) -> None:
+    steps = planned_steps(built, most_tokens=8192, num_slots=1)
+    assert {step.slices for step in steps} >= {(1,), (8192,)}
+    assert Step(num_decodes=1, context=2) in steps
 
 
 def test_a_warm_up_that_ends_early_is_not_ready(built: Built) -> None:
