@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from engine.runner.runner import Runner
+from tests.benchmarks.gpu_floor import cells, device_named, table
+from tests.benchmarks.gpu_kernels import OTHERS, kernel_rows
+from tests.benchmarks.gpu_table import TITLES
 from tests.engine.built_tiny import build_tiny
 from tests.engine.gpu.soak import SLACK_BYTES, soak
+from tests.engine.gpu.test_table import STEPS, figures
 from tests.kernels.triton.gpu_share import adds_on_a_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +62,22 @@ def test_a_gpu_adds_bf16_and_awkward_sizes(
     file_name: str, params: dict[str, object], adds: bool
 ) -> None:
     assert adds_on_a_gpu(file_name, params) == adds
+
+
+def test_the_tables_figures_are_read_as_they_are_printed() -> None:
+    device = device_named("NVIDIA H200")
+    rows: list[list[str]] = []
+    for step, taken in zip(STEPS, ({"linear_kernel": 12.5}, {}, {"other": 3.0}, {}), strict=True):
+        step_rows = [
+            cells("all, graphs", 272, 1902.4, 1200.0, None),
+            *kernel_rows(taken, [], device),
+        ]
+        rows += [[step, *row] for row in step_rows]
+    printed = "35B-A3B, 4 layers, bf16, on NVIDIA H200\n" + table(TITLES, rows) + "\n"
+    found = figures(printed)
+    assert tuple(found) == STEPS
+    assert found[STEPS[0]] == {"all, graphs": 1902.4, OTHERS: 12.5}
+    assert found[STEPS[1]] == {"all, graphs": 1902.4, OTHERS: 0.0}
 
 
 @pytest.fixture(scope="module")
