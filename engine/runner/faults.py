@@ -2,7 +2,8 @@
 
 A fault poisons the CUDA context of its process. Who meets it first says it in words of its own:
 torch as an AcceleratorError, Triton and cuBLAS as a RuntimeError with the driver's text in it.
-What ran out, or was asked in a way that cannot be, is an error of its step alone.
+What ran out, or was asked in a way that cannot be, is an error of its step alone: that of torch's
+own memory on the device has a class, that of pinned memory is an AcceleratorError like a fault.
 """
 
 import torch
@@ -17,11 +18,9 @@ _CUBLAS_FAULTS = (  # the other states are of memory, or of what was asked
 
 
 def is_device_lost(error: BaseException) -> bool:
-    if isinstance(error, torch.AcceleratorError):
-        return True
     if not isinstance(error, RuntimeError):
         return False
     text = str(error)
-    if _TRITON in text:
+    if isinstance(error, torch.AcceleratorError) or _TRITON in text:
         return _OUT_OF_MEMORY not in text
     return any(fault in text for fault in _CUBLAS_FAULTS)
