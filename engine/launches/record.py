@@ -26,7 +26,7 @@ from engine.runner.device import Array, CpuDevice, Device, Event
 from engine.runner.kinds import SIZES, every_kind
 from engine.runner.positions import SlotPositions
 from engine.runner.rows import Rows
-from engine.runner.sampler import sample
+from engine.runner.sampler import sample, score
 from kernels.launch import Cost, Launch, recording
 from kernels.paged_attention import attention_window
 
@@ -151,9 +151,7 @@ def record_sampling(batch: Sequence[SamplingParams], masked: Sequence[int] = ())
     All but bad words can be recorded: how many of these fit is known on the device only.
     """
     R, V = len(batch), MOE.vocab_size
-    rows = Rows(
-        num_slots=R + 1, num_real_tokens=NUM_REAL_TOKENS, device=cast(Device, _MetaDevice())
-    )
+    rows = _rows(R)
     for slot, sampling in enumerate(batch, 1):
         ids = (1, 2, 3)
         rows.admit(Admit(slot, len(ids), ids, msgspec.structs.replace(sampling, bad_words=())))
@@ -165,6 +163,22 @@ def record_sampling(batch: Sequence[SamplingParams], masked: Sequence[int] = ())
         sample(rows, torch.empty(R, V, device=META), sampled, masks)
 
     return record(run)
+
+
+def record_scores(num_rows: int, num_top: int) -> list[Started]:
+    """From the logits of a prompt's rows to its log-probabilities."""
+    rows, token_R = _rows(num_rows), torch.empty(num_rows, dtype=torch.int64, device=META)
+
+    def run() -> None:
+        logits_RV = torch.empty(num_rows, MOE.vocab_size, device=META)
+        score(rows, logits_RV, token_R, [num_top] * num_rows)
+
+    return record(run)
+
+
+def _rows(num_seqs: int) -> Rows:
+    device = cast(Device, _MetaDevice())
+    return Rows(num_slots=num_seqs + 1, num_real_tokens=NUM_REAL_TOKENS, device=device)
 
 
 def record_greedy(step: Step) -> list[Started]:
@@ -193,8 +207,8 @@ def record_inputs(step: Step) -> list[Started]:
 
 
 def record_every_kind() -> list[Started]:
-    """What the warm-up's requests start to get their tokens."""
-    started: list[Started] = []
+    """What the warm-up's requests start to get their tokens, and its prompts to be scored."""
+    started = record_scores(LOGITS_ROWS, num_top=1)
     for sampling in every_kind(has_grammars=True):
         started += record_sampling([sampling], [] if sampling.grammar is None else [0])
     return started

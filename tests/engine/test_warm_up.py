@@ -20,6 +20,7 @@ from engine.launches.record import (
     record_warm_up,
 )
 from engine.launches.shapes import MODELS, MOE, ODD_STEPS, STEPS, Step, few_layers, random_steps
+from engine.launches.shapes import NUM_REAL_TOKENS as NUM_REAL_IDS
 from engine.plan import StepPlan, StepResult
 from engine.request import SamplingParams
 from engine.runner.kinds import SIZES, every_kind
@@ -199,6 +200,13 @@ def test_what_is_compiled_ahead_for_sampling_is_what_the_warm_up_starts() -> Non
     wanted = {tuple(has(kind) for has in FLAGS.values()) for kind in every_kind(has_grammars=True)}
     assert adjusted == wanted - {(False, False, False)}
     assert len(adjusted) == 7
+
+
+def test_a_prompts_scores_are_among_them_as_wide_as_the_head() -> None:
+    """Any id may be in a prompt, padding too: so its kernel is not that of sampled tokens."""
+    launches = [item for item in record_every_kind() if isinstance(item, Launch)]
+    widths = {launch.constants["V"] for launch in launches if launch.name == "parts"}
+    assert widths == {NUM_REAL_IDS, MOE.vocab_size}
 
 
 def test_rows_in_company_need_no_other_kernels_than_rows_alone() -> None:
