@@ -41,6 +41,7 @@ class DecodeGraphs:
         self._missing = list(batch_sizes(max_rows)) if device.captures else []
         self._graphs: dict[int, Graph] = {}
         self._num_misses = Counter[int]()
+        self.failure: str | None = None  # of a capture; not the error, which holds its tensors
 
     @property
     def is_complete(self) -> bool:
@@ -71,11 +72,10 @@ class DecodeGraphs:
             run()  # compiles what is new, and takes the memory it needs, outside of the capture
             graph = self._device.capture(run)
         except Exception as error:  # whatever it is, serving goes on without
+            self.failure = f"the graph for {size} decodes could not be captured ({error})"
             _log.warning(
-                "the graph for %d decodes could not be captured (%s); steps of more than %d rows "
-                "are launched piece by piece",
-                size,
-                error,
+                "%s; steps of more than %d rows are launched piece by piece",
+                self.failure,
                 max(self._graphs, default=0),
             )
             self._missing.clear()

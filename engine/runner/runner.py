@@ -152,9 +152,14 @@ class Runner:
         self._thread.submit(lambda: None)  # it may have gone to sleep
 
     def wait_for_captures(self) -> None:
-        """Hold the caller until nothing is left to capture, for measurements and tests."""
+        """Hold the caller until nothing is left to capture, for measurements and tests.
+
+        Raises RuntimeError if a capture failed: steps of its size, and larger ones, have no graph.
+        """
         while not self._graphs.is_complete:
             time.sleep(IDLE_S)
+        if self._graphs.failure is not None:
+            raise RuntimeError(self._graphs.failure)
 
     @property
     def progress(self) -> int:

@@ -320,6 +320,28 @@ def test_a_failed_capture_costs_one_line_and_the_larger_graphs(
     bench.runner.stop()
 
 
+def test_who_waits_for_graphs_is_told_of_those_that_will_not_come() -> None:
+    """Else what is measured of graphs, or compared with them, would be of steps without."""
+    bench = Bench(fails_to_capture=lambda number: number >= 2)
+    bench.device.finish()
+    bench.runner.begin_captures()
+    with pytest.raises(RuntimeError, match=r"4 decodes could not be captured .*not permitted"):
+        bench.runner.wait_for_captures()
+    bench.runner.stop()
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_who_waits_for_graphs_goes_on_when_all_are_there(captures: bool) -> None:
+    bench = Bench(captures=captures)
+    bench.device.finish()
+    bench.runner.begin_captures()
+    bench.runner.wait_for_captures()
+    assert sum(entry.startswith("capture") for entry in bench.device.log) == captures * len(
+        batch_sizes(8)
+    )
+    bench.runner.stop()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_mixed_traffic_over_graphs_gives_solo_texts(seed: int) -> None:
     rng = random.Random(seed)
