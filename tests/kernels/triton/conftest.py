@@ -14,6 +14,7 @@ import torch
 from kernels.backend import interpreting
 from tests.kernels.triton.dtypes import DTYPES
 from tests.kernels.triton.gpu_share import adds_on_a_gpu
+from tests.kernels.triton.interpreted_bf16 import interpret_bf16
 
 HERE = Path(__file__).parent
 
@@ -24,11 +25,12 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
 
 
 @pytest.fixture
-def device() -> Generator[torch.device]:
+def device(monkeypatch: pytest.MonkeyPatch) -> Generator[torch.device]:
     """Where the kernel under test runs; the reference may run wherever its inputs lie."""
     if torch.cuda.is_available():
         yield torch.device("cuda", torch.cuda.current_device())
     else:
+        interpret_bf16(monkeypatch)
         with interpreting():
             yield torch.device("cpu")
 
